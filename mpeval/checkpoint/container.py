@@ -1,0 +1,238 @@
+"""Open one file of `torch.save` (the zip container) without torch.load: values decoded safely, tensors left on disk."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mpeval.checkpoint.unpickle import StorageRef, TensorRef, unpickle
+from mpeval.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ITEM_SIZES = {
+    "float64": 8,
+    "float32": 4,
+    "float16": 2,
+    "bfloat16": 2,
+    "int64": 8,
+    "int32": 4,
+    "int16": 2,
+    "int8": 1,
+    "uint8": 1,
+    "bool": 1,
+}
+CHUNK_BYTES = 8 << 20
+"""At most this much of a file is mapped at a time, so that loading needs little more memory than the model."""
+
+Bounds = Sequence[tuple[int, int]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredTensor:
+    """A tensor on disk: a strided view of a byte range of a file.  Reads only what is asked for."""
+
+    path: Path
+    start: int
+    """Byte offset of the view's first element in the file."""
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: str
+
+    @property
+    def elements(self) -> int:
+        """Number of elements of the view."""
+        count = 1
+        for extent in self.shape:
+            count *= extent
+        return count
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the view's elements in bytes."""
+        return self.elements * ITEM_SIZES[self.dtype]
+
+    def copy_into(self, out: Tensor, bounds: Bounds) -> None:
+        """Copy the box `bounds` (one half-open range per dimension) into `out`, converting the dtype.
+
+        Maps at most `CHUNK_BYTES` at a time, unless a single row is larger.
+        """
+        with self.path.open("rb") as file:
+            for box in _chunks(bounds, self.stride, ITEM_SIZES[self.dtype]):
+                lead = box[0][0] - bounds[0][0] if box else 0
+                target = out[lead : lead + box[0][1] - box[0][0]] if box else out
+                self._copy_box(file.fileno(), target, box)
+
+    def _copy_box(self, descriptor: int, out: Tensor, box: Bounds) -> None:
+        import torch
+
+        if any(high <= low for low, high in box):
+            return
+        size = ITEM_SIZES[self.dtype]
+        first = self.start + size * sum(low * step for (low, _), step in zip(box, self.stride, strict=True))
+        span = size * (1 + sum((high - low - 1) * step for (low, high), step in zip(box, self.stride, strict=True)))
+        page = first - first % mmap.ALLOCATIONGRANULARITY
+        view = mmap.mmap(descriptor, first - page + span, offset=page, access=mmap.ACCESS_COPY)
+        flat = torch.frombuffer(view, dtype=getattr(torch, self.dtype), offset=first - page, count=span // size)
+        out.copy_(flat.as_strided([high - low for low, high in box], self.stride))
+        del flat
+        view.close()
+
+
+def _chunks(bounds: Bounds, stride: Sequence[int], item: int) -> Iterator[list[tuple[int, int]]]:
+    """Cut a box along its first dimension into boxes that span at most `CHUNK_BYTES` each."""
+    if not bounds:
+        yield []
+        return
+    (low, high), rest = bounds[0], list(bounds[1:])
+    rows = max(1, CHUNK_BYTES // max(1, item * stride[0]))
+    for start in range(low, high, rows):
+        yield [(start, min(start + rows, high)), *rest]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TorchFile:
+    """The decoded content of one `.pt` file: plain values, stubs, and `StoredTensor`s where tensors stood."""
+
+    path: Path
+    value: Any
+    globals: tuple[str, ...] = field(default=())
+
+
+def open_torch_file(path: Path) -> TorchFile:
+    """Decode a `torch.save` file of the zip container.
+
+    Raises:
+        CheckpointError: truncated, not a zip container, hostile, or a tensor that lies outside its storage.
+    """
+    if not zipfile.is_zipfile(path):
+        raise _not_a_container(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = {info.filename: info for info in archive.infolist()}
+            pickles = [name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")]
+            if len(pickles) != 1:
+                raise CheckpointError(
+                    f"`{path}` is a zip file but no torch checkpoint: it has {len(pickles)} `data.pkl`",
+                    f"found instead: {', '.join(list(entries)[:5]) or 'nothing'}",
+                )
+            decoded = unpickle(archive.read(pickles[0]), path)
+    except (zipfile.BadZipFile, OSError, EOFError) as error:
+        raise CheckpointError(f"`{path}` is damaged: {error}", "copy the file again and compare sizes") from error
+    prefix = pickles[0].removesuffix("data.pkl")
+    if _byte_order(path, prefix, entries) == "big":
+        raise CheckpointError(f"`{path}` was written on a big-endian machine", "save it again on a little-endian one")
+    places = _Places(path, prefix, entries)
+    try:
+        return TorchFile(path=path, value=places.resolve(decoded.value), globals=decoded.globals)
+    except RecursionError:
+        raise CheckpointError(f"`{path}` nests its values too deeply for a checkpoint") from None
+
+
+def _byte_order(path: Path, prefix: str, entries: dict[str, zipfile.ZipInfo]) -> str:
+    if prefix + "byteorder" not in entries:
+        return "little"
+    with zipfile.ZipFile(path) as archive:
+        return archive.read(prefix + "byteorder").decode("ascii", "replace")
+
+
+def _not_a_container(path: Path) -> CheckpointError:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(64)
+    if head.startswith(b"PK"):
+        return CheckpointError(
+            f"`{path}` is truncated: its {size} bytes begin as a torch zip file but have no directory at the end",
+            "copy the file again and compare sizes",
+        )
+    if b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19" in head:
+        return CheckpointError(
+            f"`{path}` is in the pickle container that torch wrote before 1.6, which this version does not read",
+            "open it with `torch.load(path, weights_only=False)` on a machine you can lose, and `torch.save` it again",
+        )
+    return CheckpointError(
+        f"`{path}` is no torch checkpoint: its {size} bytes do not begin as one",
+        "the file is empty, damaged or of another kind; copy it again and compare sizes",
+    )
+
+
+class _Places:
+    """Where the storages of one file lie, checked against the file's real size."""
+
+    def __init__(self, path: Path, prefix: str, entries: dict[str, zipfile.ZipInfo]) -> None:
+        self.path, self.prefix, self.entries = path, prefix, entries
+        self.size = path.stat().st_size
+        self.starts: dict[str, int] = {}
+        self.resolved: dict[int, Any] = {}
+
+    def resolve(self, value: Any) -> Any:
+        """Replace every `TensorRef` in nested dictionaries, lists and tuples by a `StoredTensor`.
+
+        Shared values stay shared and a value may contain itself, as in any pickle.
+        """
+        if isinstance(value, TensorRef):
+            return self.tensor(value)
+        if not isinstance(value, dict | list | tuple):
+            return value
+        if id(value) not in self.resolved:
+            if isinstance(value, dict):
+                made: dict[Any, Any] = {}
+                self.resolved[id(value)] = made
+                made.update((key, self.resolve(item)) for key, item in value.items())
+            else:
+                items: list[Any] = []
+                self.resolved[id(value)] = items
+                items.extend(self.resolve(item) for item in value)
+        return self.resolved[id(value)]
+
+    def tensor(self, ref: TensorRef) -> StoredTensor:
+        """Check that a tensor lies inside its storage and the storage inside the file."""
+        start = self._storage_start(ref.storage)
+        empty = 0 in ref.shape
+        reach = ref.offset + sum((n - 1) * s for n, s in zip(ref.shape, ref.stride, strict=True)) + 1
+        negative = ref.offset < 0 or min(ref.shape, default=0) < 0 or min(ref.stride, default=0) < 0
+        if negative or (not empty and reach > ref.storage.elements):
+            raise CheckpointError(
+                f"`{self.path}` is damaged: a tensor of shape {list(ref.shape)} reaches outside its storage",
+                "copy the file again and compare sizes",
+            )
+        item = ITEM_SIZES[ref.storage.dtype]
+        return StoredTensor(
+            path=self.path,
+            start=start + ref.offset * item,
+            shape=ref.shape,
+            stride=ref.stride,
+            dtype=ref.storage.dtype,
+        )
+
+    def _storage_start(self, storage: StorageRef) -> int:
+        if storage.key in self.starts:
+            return self.starts[storage.key]
+        entry = self.entries.get(f"{self.prefix}data/{storage.key}")
+        needed = storage.elements * ITEM_SIZES[storage.dtype]
+        if entry is None or entry.compress_type != zipfile.ZIP_STORED or entry.file_size < needed:
+            found = "is missing" if entry is None else "is compressed or too short"
+            raise CheckpointError(
+                f"`{self.path}` is damaged: the data of tensor storage `{storage.key}` {found}",
+                "copy the file again and compare sizes",
+            )
+        start = self._data_offset(entry)
+        if start + needed > self.size:
+            raise CheckpointError(f"`{self.path}` is truncated", "copy the file again and compare sizes")
+        self.starts[storage.key] = start
+        return start
+
+    def _data_offset(self, entry: zipfile.ZipInfo) -> int:
+        """Read the local header, whose name and padding fields decide where the data begins."""
+        with self.path.open("rb") as file:
+            header = os.pread(file.fileno(), 30, entry.header_offset)
+        if len(header) != 30 or not header.startswith(b"PK\x03\x04"):
+            raise CheckpointError(f"`{self.path}` is damaged: a zip entry has no header", "copy the file again")
+        name, extra = int.from_bytes(header[26:28], "little"), int.from_bytes(header[28:30], "little")
+        return entry.header_offset + 30 + name + extra

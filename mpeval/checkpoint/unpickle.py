@@ -1,0 +1,218 @@
+"""Read a pickle as data: no global of a file is ever imported, no code of it ever runs.
+
+A checkpoint pickled by Megatron names classes of many versions of many packages.  Here a short list of names is
+mapped to harmless stand-ins of our own, and every other name to an inert stub that records what the file says
+about it.  Names that have no business in a checkpoint (`os.system`, `builtins.eval`, ...) make the file refused.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mpeval.errors import CheckpointError
+
+HOSTILE_MODULES = frozenset(
+    """
+    os posix posixpath nt ntpath subprocess sys shutil socket runpy ctypes _ctypes importlib imp pickle _pickle
+    cPickle dill cloudpickle marshal code codeop pty platform webbrowser multiprocessing threading _thread asyncio
+    operator _operator functools itertools inspect types.FunctionType types.CodeType tempfile io.open pydoc timeit
+    cProfile profile pdb bdb trace commands popen2 signal.signal atexit gc urllib http ftplib smtplib requests
+    torch.hub torch.load torch.serialization torch.utils.cpp_extension torch._inductor torch._dynamo torch.jit
+    numpy.testing numpy.distutils numpy.f2py numpy.load distutils setuptools pip builtins.__import__
+    """.split()
+)
+"""Modules (or single `module.name`s) that no checkpoint needs and that run code or touch the system."""
+
+HARMLESS_BUILTINS = frozenset(
+    "bool bytearray bytes complex dict float frozenset int list object range set slice str tuple".split()
+)
+
+
+def is_hostile(name: str) -> bool:
+    """Tell whether the qualified `name` is one that only an attack would put into a checkpoint."""
+    module, _, attribute = name.partition(".")
+    if module in {"builtins", "__builtin__", "__builtins__"}:
+        return attribute not in HARMLESS_BUILTINS
+    parts = name.split(".")
+    return any(".".join(parts[:end]) in HOSTILE_MODULES for end in range(1, len(parts) + 1))
+
+
+class Stub:
+    """An inert stand-in for an object of a class that is not imported; keeps arguments and state."""
+
+    qualified = "?"
+
+    def __new__(cls, *args: object, **kwargs: object) -> Stub:
+        """Record the constructor's arguments."""
+        made = super().__new__(cls)
+        made.__dict__["stub_args"] = args
+        made.__dict__["stub_kwargs"] = kwargs
+        return made
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        """Accept anything, do nothing."""
+
+    def __setstate__(self, state: object) -> None:
+        """Keep the state: a dictionary as attributes, anything else as `stub_state`."""
+        if isinstance(state, dict):
+            self.__dict__.update({str(key): value for key, value in state.items()})
+        else:
+            self.__dict__["stub_state"] = state
+
+    def __setitem__(self, key: object, value: object) -> None:
+        """Accept the items of a dictionary subclass; nothing reads them."""
+
+    def append(self, value: object) -> None:
+        """Accept the elements of a list subclass; nothing reads them."""
+
+    def extend(self, values: object) -> None:
+        """Accept the elements of a list subclass; nothing reads them."""
+
+    def add(self, value: object) -> None:
+        """Accept the elements of a set subclass; nothing reads them."""
+
+    def __repr__(self) -> str:
+        """Name the class that the file asked for."""
+        return f"<{self.qualified}>"
+
+
+@dataclass(frozen=True, slots=True)
+class StorageKind:
+    """The element type of a pickled storage: `torch.FloatStorage` stands for `float32`."""
+
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class StorageRef:
+    """One storage of the file: where it is (`key`), of what type and how many elements."""
+
+    key: str
+    dtype: str
+    elements: int
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRef:
+    """A tensor as the pickle describes it: a strided view of a storage, no data read."""
+
+    storage: StorageRef
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+STORAGES = {
+    "FloatStorage": "float32",
+    "DoubleStorage": "float64",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "LongStorage": "int64",
+    "IntStorage": "int32",
+    "ShortStorage": "int16",
+    "CharStorage": "int8",
+    "ByteStorage": "uint8",
+    "BoolStorage": "bool",
+}
+
+
+def _rebuild_tensor(storage: object, offset: object, shape: object, stride: object, *_: object) -> TensorRef:
+    sizes, strides = _numbers(shape), _numbers(stride)
+    if not isinstance(storage, StorageRef) or not isinstance(offset, int) or len(sizes) != len(strides):
+        raise pickle.UnpicklingError("a tensor is described in a way no torch version writes")
+    return TensorRef(storage=storage, offset=offset, shape=sizes, stride=strides)
+
+
+def _rebuild_parameter(data: object, *_: object) -> object:
+    return data
+
+
+def _numbers(value: object) -> tuple[int, ...]:
+    if not isinstance(value, tuple | list) or not all(isinstance(item, int) for item in value):
+        raise pickle.UnpicklingError("a tensor's sizes are not whole numbers")
+    return tuple(value)
+
+
+class _Inert(pickle.Unpickler):
+    """An unpickler whose every global is a stand-in."""
+
+    def __init__(self, data: io.BytesIO) -> None:
+        super().__init__(data)
+        self.globals: dict[str, None] = {}
+        self._stubs: dict[str, type[Stub]] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        qualified = f"{module}.{name}"
+        self.globals.setdefault(qualified)
+        if known := _KNOWN.get(qualified):
+            return known
+        if module in {"torch", "torch.storage"} and name in STORAGES:
+            return StorageKind(STORAGES[name])
+        if module == "torch" and name in _DTYPES:
+            return name
+        if qualified not in self._stubs:
+            self._stubs[qualified] = type(name, (Stub,), {"qualified": qualified})
+        return self._stubs[qualified]
+
+    def persistent_load(self, pid: Any) -> StorageRef:
+        match pid:
+            case ("storage", StorageKind(dtype), str(key), str(), int(elements), *_) if elements >= 0:
+                return StorageRef(key=key, dtype=dtype, elements=elements)
+        raise pickle.UnpicklingError(f"unknown kind of external data: {str(pid)[:80]}")
+
+
+_DTYPES = frozenset(STORAGES.values())
+_KNOWN: dict[str, Callable[..., object] | type] = {
+    "collections.OrderedDict": OrderedDict,
+    "torch.Size": tuple,
+    "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
+    "torch._utils._rebuild_parameter": _rebuild_parameter,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unpickled:
+    """What a pickle holds: its value (data and stubs only) and every global it names."""
+
+    value: object
+    globals: tuple[str, ...]
+
+
+def unpickle(data: bytes, path: Path) -> Unpickled:
+    """Decode one pickle without running anything it names.
+
+    Args:
+        data: the bytes of the pickle.
+        path: the file they come from, for error messages.
+
+    Raises:
+        CheckpointError: the pickle names a hostile global (all are listed), or cannot be decoded.
+    """
+    reader = _Inert(io.BytesIO(data))
+    failure: Exception | None = None
+    value: object = None
+    try:
+        value = reader.load()
+    # A broken or crafted stream can raise nearly anything here; all of it means the same to the caller.
+    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        failure = error
+    except (OverflowError, MemoryError, RecursionError, ImportError) as error:
+        failure = error
+    hostile = sorted(name for name in reader.globals if is_hostile(name))
+    if hostile:
+        raise CheckpointError(
+            f"`{path}` is refused: its pickle names {', '.join(f'`{name}`' for name in hostile)}",
+            "no checkpoint needs these; nothing was executed. Get the file again from a source you trust",
+        )
+    if failure is not None:
+        raise CheckpointError(
+            f"`{path}` cannot be decoded: {type(failure).__name__}: {failure}",
+            "the file is damaged or is no torch checkpoint; copy it again and compare sizes",
+        )
+    return Unpickled(value=value, globals=tuple(sorted(reader.globals)))

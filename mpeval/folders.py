@@ -1,0 +1,45 @@
+"""Where the project's data folders are, and how files are written so that none is ever half there."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from mpeval.errors import OutputError
+
+
+def data_folder(name: str) -> Path:
+    """Return the folder `tasks`, `checkpoints` or `leaderboard`: the wheel's copy, or the source tree's."""
+    package = Path(__file__).resolve().parent
+    packaged = package / "_data" / name
+    return packaged if packaged.is_dir() else package.parent / name
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a whole file under a temporary name, flush it to disk, then rename it into place.
+
+    Raises:
+        OutputError: the folder cannot be created or written.
+    """
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def unwritable(path: Path, error: OSError) -> OutputError:
+    """Describe why `path` cannot be written."""
+    return OutputError(f"cannot write `{path}`: {error.strerror or error}", "give a folder you may write to by `--output`")

@@ -1,0 +1,1 @@
+"""Tensor and data parallelism: the only place of the package that communicates."""

@@ -1,0 +1,121 @@
+"""Score requests exactly: sorted by length, packed by token count, the head applied only where a target is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import torch
+
+from mpeval.errors import DataError
+from mpeval.items import Request, Response, Scored
+from mpeval.models.gpt import GPT
+from mpeval.parallel.vocab import TokenScores, token_scores
+
+__all__ = ["Request", "Response", "score", "score_batch", "token_batches"]
+
+BATCH_TOKENS = {"cpu": 768, "cuda": 32768}
+"""Input tokens per forward pass: on a CPU about one cache's worth of activations, on a GPU enough to fill it."""
+LOGITS_BYTES = 128 << 20
+"""The head works on as many positions at a time as keep one buffer of logits below this."""
+
+
+def token_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Group item numbers by length, longest first, so that rows x longest row stays within `budget` tokens.
+
+    Every item is in exactly one batch; an item longer than the budget has a batch of its own.
+    """
+    batches: list[list[int]] = []
+    for item in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
+        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= budget:
+            batches[-1].append(item)
+        else:
+            batches.append([item])
+    return batches
+
+
+def score(
+    model: GPT, requests: Iterable[Request], *, megatron_exact: bool = False, batch_tokens: int | None = None
+) -> list[Response]:
+    """Return (log-probability, greedy, tokens) of each request, in order.
+
+    Args:
+        model: from `load_model`; under tensor parallelism every rank calls this with the same requests.
+        requests: contexts and targets; a request longer than the model's context loses tokens on its left.
+        megatron_exact: let padding rows of the vocabulary into softmax and arg-max, as Megatron-LM does.
+        batch_tokens: input tokens per forward pass (default by device).
+
+    Log-probabilities are natural logarithms: softmax in fp32, sums in float64.
+    """
+    todo = list(requests)
+    responses: list[Response | None] = [None] * len(todo)
+    lengths = [min(request.inputs, model.config.context) for request in todo]
+    for batch in token_batches(lengths, batch_tokens or default_budget(model)):
+        scored = score_batch(model, [todo[item] for item in batch], megatron_exact=megatron_exact)
+        for item, result in zip(batch, scored, strict=True):
+            responses[item] = result.response
+    return [response for response in responses if response is not None]
+
+
+def default_budget(model: GPT) -> int:
+    """Return the tokens per forward pass that suit the model's device."""
+    return BATCH_TOKENS.get(model.group.device.type, BATCH_TOKENS["cuda"])
+
+
+@torch.inference_mode()
+def score_batch(model: GPT, requests: Sequence[Request], *, megatron_exact: bool = False) -> list[Scored]:
+    """Score requests in one forward pass, shorter ones padded on the right (causal: padding changes nothing)."""
+    rows = [_fit(request, model.config.context) for request in requests]
+    ids = np.zeros((len(rows), max(len(row) - 1 for row, _ in rows)), dtype=np.int64)
+    places: list[np.ndarray] = []
+    for number, ((row, _), request) in enumerate(zip(rows, requests, strict=True)):
+        ids[number, : len(row) - 1] = row[:-1]
+        first = number * ids.shape[1] + len(row) - 1 - len(request.target)
+        places.append(np.arange(first, first + len(request.target)))
+    device = model.group.device
+    hidden = model.hidden(torch.from_numpy(ids).to(device)).flatten(0, 1)
+    at = torch.from_numpy(np.concatenate(places)).to(device)
+    targets = torch.from_numpy(np.concatenate([np.asarray(request.target, dtype=np.int64) for request in requests]))
+    scores = _score_positions(model, hidden[at], targets.to(device), megatron_exact)
+    logs, best = scores.log_probabilities.cpu().numpy(), scores.best.cpu().numpy()
+    return list(_cut_up(requests, [cut for _, cut in rows], logs, best))
+
+
+def _fit(request: Request, context: int) -> tuple[np.ndarray, int]:
+    """Join context and target, cut on the left to what the model can read; return the tokens and how many went."""
+    if not len(request.context) or not len(request.target):
+        raise DataError("a request needs at least one token of context and one of target")
+    if len(request.target) > context:
+        raise DataError(
+            f"a target of {len(request.target)} tokens does not fit the model's context of {context}",
+            "score it with a model of longer context, or in windows",
+        )
+    row = np.concatenate([np.asarray(request.context, np.int64), np.asarray(request.target, np.int64)])
+    cut = max(0, len(row) - 1 - context)
+    return row[cut:], cut
+
+
+def _score_positions(model: GPT, hidden: torch.Tensor, targets: torch.Tensor, megatron_exact: bool) -> TokenScores:
+    vocab = model.config.padded_vocab if megatron_exact else model.config.vocab
+    step = max(1, LOGITS_BYTES // (4 * model.output_table.shape[0]))
+    parts = [
+        token_scores(
+            model.local_logits(hidden[low : low + step], vocab),
+            targets[low : low + step],
+            first=model.first_id,
+            axis=model.group.tp,
+        )
+        for low in range(0, hidden.shape[0], step)
+    ]
+    return TokenScores(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+
+
+def _cut_up(
+    requests: Sequence[Request], cuts: Sequence[int], logs: np.ndarray, best: np.ndarray
+) -> Iterator[Scored]:
+    start = 0
+    for request, cut in zip(requests, cuts, strict=True):
+        stop = start + len(request.target)
+        greedy = bool((best[start:stop] == np.asarray(request.target, np.int64)).all())
+        yield Scored(log_probabilities=logs[start:stop], best=best[start:stop], greedy=greedy, cut=cut)
+        start = stop

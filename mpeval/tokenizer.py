@@ -1,0 +1,119 @@
+"""GPT-2 byte-level BPE, from whichever of its file forms lies beside a checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mpeval.errors import TokenizerError
+
+FILES = (
+    ("tokenizer.json",),
+    ("vocab.json", "merges.txt"),
+    ("encoder.json", "vocab.bpe"),
+    ("gpt2-vocab.json", "gpt2-merges.txt"),
+)
+"""The file names a GPT-2 tokenizer comes under, in order of preference."""
+END_OF_TEXT = "<|endoftext|>"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokenizer:
+    """A loaded tokenizer; ids it gives are below `size`."""
+
+    path: Path
+    backend: Any
+    size: int
+    digest: str
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of one text, no special tokens added."""
+        return list(self.backend.encode(text, add_special_tokens=False).ids)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of many texts, computed in parallel."""
+        encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [list(encoding.ids) for encoding in encodings]
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[int]]:
+        """Return the ids of one text and the character at which each begins."""
+        encoding = self.backend.encode(text, add_special_tokens=False)
+        return list(encoding.ids), [start for start, _ in encoding.offsets]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ids; ids past the vocabulary (padding rows) show as `<pad-row>`."""
+        known = [int(token) for token in ids if token < self.size]
+        text = str(self.backend.decode(known, skip_special_tokens=False))
+        return text + "<pad-row>" * (len(ids) - len(known))
+
+    @property
+    def end_of_text(self) -> int:
+        """The id of `<|endoftext|>`."""
+        token = self.backend.token_to_id(END_OF_TEXT)
+        if token is None:
+            raise TokenizerError(f"`{self.path}` has no `{END_OF_TEXT}` token, which this protocol begins texts with")
+        return int(token)
+
+
+def find_tokenizer(given: Path | None, beside: Sequence[Path]) -> Tokenizer:
+    """Load the tokenizer at `given`, or the first one found in the folders `beside`.
+
+    Raises:
+        TokenizerError: none found, or its files cannot be read.
+    """
+    folders = [given] if given is not None else list(dict.fromkeys(beside))
+    for folder in folders:
+        if folder.is_file() and folder.name == "tokenizer.json":
+            return _load((folder,))
+        for names in FILES:
+            paths = tuple(folder / name for name in names)
+            if all(path.is_file() for path in paths):
+                return _load(paths)
+    wanted = " or ".join(" + ".join(f"`{name}`" for name in names) for names in FILES[:3])
+    if given is not None and not given.exists():
+        raise TokenizerError(f"no such tokenizer: `{given}` does not exist", f"pass a folder with {wanted}")
+    where = ", ".join(f"`{folder}`" for folder in folders)
+    raise TokenizerError(f"no tokenizer in {where}", f"give `--tokenizer DIR`, a folder with {wanted}")
+
+
+def _load(paths: tuple[Path, ...]) -> Tokenizer:
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models, pre_tokenizers
+
+    try:
+        if len(paths) == 1:
+            backend = Backend.from_file(str(paths[0]))
+        else:
+            backend = Backend(models.BPE.from_file(str(paths[0]), str(paths[1])))
+            backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+            backend.decoder = decoders.ByteLevel()
+    except Exception as error:  # the Rust side raises bare Exception for any unreadable file
+        names = ", ".join(f"`{path}`" for path in paths)
+        raise TokenizerError(f"the tokenizer in {names} cannot be read: {error}", "copy its files again") from error
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    ids = backend.get_vocab(with_added_tokens=True).values()
+    return Tokenizer(
+        path=paths[0].parent,
+        backend=backend,
+        size=1 + max(ids, default=-1),
+        digest="sha256:" + digest.hexdigest(),
+    )
+
+
+def check_fits(tokenizer: Tokenizer, *, vocab: int | None, padded_vocab: int) -> None:
+    """Refuse a tokenizer that is not the checkpoint's: `vocab` is its true size, None where it is not known."""
+    if vocab is not None and tokenizer.size == vocab:
+        return
+    if vocab is None and tokenizer.size <= padded_vocab:
+        return
+    has = f"{vocab} tokens" if vocab is not None else f"a table of {padded_vocab} rows"
+    raise TokenizerError(
+        f"the tokenizer in `{tokenizer.path}` has {tokenizer.size} tokens, the checkpoint {has}",
+        "give the one it was trained with by `--tokenizer DIR`"
+        + (f", or `--set vocab={tokenizer.size}` if the file is wrong" if tokenizer.size <= padded_vocab else ""),
+    )
