@@ -42,4 +42,6 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 def unwritable(path: Path, error: OSError) -> OutputError:
     """Describe why `path` cannot be written."""
-    return OutputError(f"cannot write `{path}`: {error.strerror or error}", "give a folder you may write to by `--output`")
+    return OutputError(
+        f"cannot write `{path}`: {error.strerror or error}", "give a folder you may write to by `--output`"
+    )

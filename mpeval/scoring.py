@@ -110,9 +110,7 @@ def _score_positions(model: GPT, hidden: torch.Tensor, targets: torch.Tensor, me
     return TokenScores(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
 
-def _cut_up(
-    requests: Sequence[Request], cuts: Sequence[int], logs: np.ndarray, best: np.ndarray
-) -> Iterator[Scored]:
+def _cut_up(requests: Sequence[Request], cuts: Sequence[int], logs: np.ndarray, best: np.ndarray) -> Iterator[Scored]:
     start = 0
     for request, cut in zip(requests, cuts, strict=True):
         stop = start + len(request.target)

@@ -42,7 +42,9 @@ def locate(path: Path) -> Location:
         raise CheckpointError(f"no such checkpoint: `{path}` does not exist", _neighbours(path))
     if path.is_file():
         if path.name != MODEL_FILE:
-            raise CheckpointError(f"`{path}` is a file, not a checkpoint folder", f"pass the folder above `{MODEL_FILE}`")
+            raise CheckpointError(
+                f"`{path}` is a file, not a checkpoint folder", f"pass the folder above `{MODEL_FILE}`"
+            )
         path = path.parent
     if _RANK_FOLDER.fullmatch(path.name):
         path = path.parent

@@ -168,9 +168,7 @@ def _naming(shards: Mapping[tuple[int, int], _Shard], location: Location) -> Nam
     return naming
 
 
-def _layer_offsets(
-    shards: Mapping[tuple[int, int], _Shard], naming: Naming, location: Location
-) -> dict[int, int]:
+def _layer_offsets(shards: Mapping[tuple[int, int], _Shard], naming: Naming, location: Location) -> dict[int, int]:
     """Return the global number of each stage's layer 0: stages number their own from zero, evenly split or not."""
     offsets, total = {}, 0
     for pp in range(location.pp):
@@ -230,9 +228,7 @@ def _logical(name: str, found: Mapping[int, StoredTensor], location: Location) -
         raise CheckpointError(f"`{location.folder}`: `{name}` has shards of different dtypes")
     shape = parts[0].shape
     if dim is None:
-        return LogicalTensor(
-            name=name, shape=shape, dtype=parts[0].dtype, dim=None, parts=parts[:1], copies=parts[1:]
-        )
+        return LogicalTensor(name=name, shape=shape, dtype=parts[0].dtype, dim=None, parts=parts[:1], copies=parts[1:])
     if dim >= len(shape) or len({part.shape for part in parts}) > 1:
         raise CheckpointError(f"`{location.folder}`: the shards of `{name}` have unequal shapes")
     full = (*shape[:dim], shape[dim] * len(parts), *shape[dim + 1 :])

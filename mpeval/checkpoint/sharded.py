@@ -141,7 +141,9 @@ class ShardedCheckpoint:
         for tensor in self.tensors.values():
             whole = tensor.parts[:1]
             for copy in tensor.copies:
-                self._same(tensor.name, replace(tensor, dim=None, parts=whole), replace(tensor, dim=None, parts=(copy,)))
+                self._same(
+                    tensor.name, replace(tensor, dim=None, parts=whole), replace(tensor, dim=None, parts=(copy,))
+                )
         for copy in self.tied_copies:
             self._same("the tied output layer", self.tensors["embedding.word.weight"], copy)
 

@@ -1,0 +1,294 @@
+"""The command line: parse, call one function, print.  Nothing heavy is imported until a command needs it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mpeval import __version__
+from mpeval.errors import MpevalError
+
+if TYPE_CHECKING:
+    from mpeval.checkpoint.sharded import ShardedCheckpoint
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+tasks_app = typer.Typer(no_args_is_help=True, help="List, show and check benchmarks.", rich_markup_mode=None)
+leaderboard_app = typer.Typer(no_args_is_help=True, help="Show and publish recorded results.", rich_markup_mode=None)
+app.add_typer(tasks_app, name="tasks")
+app.add_typer(leaderboard_app, name="leaderboard")
+
+CheckpointArg = Annotated[Path, typer.Argument(help="Checkpoint root, iteration folder, or a file inside one.")]
+DataOption = Annotated[
+    Path | None, typer.Option("--data", help="Folder with the data in its published layout (default: ask the hub).")
+]
+TokenizerOption = Annotated[
+    Path | None, typer.Option("--tokenizer", help="Folder with the tokenizer (default: beside the checkpoint).")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="Configuration value the file lacks, e.g. heads=16 or gelu=tanh.")
+]
+StoreOption = Annotated[Path | None, typer.Option("--store", help="Records file (default: the project's own).")]
+AllowOption = Annotated[bool, typer.Option("--allow-modified-data", help="Accept other data than published; flags it.")]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"mpeval {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def top(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Evaluate sharded Megatron checkpoints exactly, on a CPU or on GPUs."""
+
+
+@app.command()
+def evaluate(
+    checkpoint: CheckpointArg,
+    task: Annotated[list[str], typer.Option("--task", help="Task, TASK/PROTOCOL or TASK/all; may be repeated.")],
+    tp: Annotated[
+        int | None, typer.Option("--tp", help="Tensor-parallel ranks (any size, whatever the file's).")
+    ] = None,
+    dp: Annotated[int | None, typer.Option("--dp", help="Data-parallel ranks.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", help="float32, bfloat16 or float16 (default: the file's).")
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="cpu, cuda or auto.")] = "auto",
+    data: DataOption = None,
+    tokenizer: TokenizerOption = None,
+    limit: Annotated[int | None, typer.Option("--limit", help="Score only the first N rows or windows.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="Folder for results and samples; run again with it to resume.")
+    ] = None,
+    as_json: JsonOption = False,
+    record: Annotated[Path | None, typer.Option("--record", help="Leaderboard file to append the results to.")] = None,
+    megatron_exact: Annotated[
+        bool, typer.Option("--megatron-exact", help="Let padding rows of the vocabulary into the softmax.")
+    ] = False,
+    allow_modified_data: AllowOption = False,
+    batch_tokens: Annotated[
+        int | None, typer.Option("--batch-tokens", min=1, help="Input tokens per forward pass (default by device).")
+    ] = None,
+    settings: SetOption = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print no progress and no table.")] = False,
+) -> None:
+    """Score a checkpoint on benchmarks.
+
+    Local ranks:  mpeval evaluate CKPT --task lambada --tp 2 --dp 2
+
+    Many nodes:   torchrun --nnodes 2 --nproc-per-node 8 ... -m mpeval evaluate CKPT --task lambada --tp 8
+
+    Slurm:        srun --ntasks 16 mpeval evaluate CKPT --task lambada --tp 8
+    """
+    from mpeval.config import parse_overrides
+    from mpeval.evaluate import Options, run
+
+    run(
+        Options(
+            checkpoint=checkpoint,
+            tasks=tuple(task),
+            tp=tp,
+            dp=dp,
+            dtype=_known("--dtype", dtype, ("float32", "bfloat16", "float16")),
+            device=_known("--device", device, ("cpu", "cuda", "auto")) or "auto",
+            data=data,
+            tokenizer=tokenizer,
+            limit=limit,
+            output=output,
+            json=as_json,
+            record=record,
+            megatron_exact=megatron_exact,
+            allow_modified_data=allow_modified_data,
+            batch_tokens=batch_tokens,
+            settings=tuple(parse_overrides(settings or []).items()),
+            quiet=quiet,
+            command=shlex.join(["mpeval", *sys.argv[1:]]),
+        )
+    )
+
+
+def _known(option: str, value: str | None, known: tuple[str, ...]) -> str | None:
+    from mpeval.errors import UsageError, suggest
+
+    if value is not None and value not in known:
+        raise UsageError(f"`{option} {value}` is unknown", suggest(value, list(known)))
+    return value
+
+
+@app.command()
+def inspect(checkpoint: CheckpointArg, as_json: JsonOption = False, settings: SetOption = None) -> None:
+    """Show a checkpoint's configuration with the origin of each value, its shards, accounting and digest."""
+    from mpeval.checkpoint.megatron import open_checkpoint
+    from mpeval.config import parse_overrides
+
+    opened = open_checkpoint(checkpoint, parse_overrides(settings or []))
+    opened.check()
+    content = _inspection(opened)
+    if as_json:
+        typer.echo(json.dumps(content, indent=2))
+        return
+    from mpeval.report import line, table
+
+    rows = [[name, str(value["value"]), value["origin"]] for name, value in content["config"].items()]
+    table(f"{content['path']}", ("value", "is", "from"), rows)
+    used = content["used"]
+    line(f"format {content['format']}, version {content['version']:g}, iteration {content['iteration']}")
+    line(f"stored as tp {content['grid'][0]} x pp {content['grid'][1]}, {content['dtype']}")
+    line(f"{content['parameters']:,} parameters in {len(opened.tensors)} tensors")
+    line(f"{used} stored tensors used, {len(content['ignored'])} entries ignored:")
+    reasons: dict[str, int] = {}
+    for entry in content["ignored"]:
+        reasons[entry["reason"]] = reasons.get(entry["reason"], 0) + 1
+    for reason, count in sorted(reasons.items()):
+        line(f"  {count} x {reason}")
+    line(f"digest {content['digest']}")
+
+
+def _inspection(opened: ShardedCheckpoint) -> dict[str, Any]:
+    config = opened.config
+    ignored = [entry for entry in opened.accounting() if not entry.used]
+    return {
+        "path": str(opened.path),
+        "format": opened.format,
+        "version": opened.version,
+        "iteration": opened.iteration,
+        "release": opened.release,
+        "grid": list(opened.grid),
+        "dtype": opened.dtype,
+        "parameters": config.parameters(),
+        "config": {
+            name: {"value": getattr(config, name), "origin": origin} for name, origin in sorted(config.origins.items())
+        },
+        "tensors": {name: list(tensor.shape) for name, tensor in opened.tensors.items()},
+        "used": sum(entry.used for entry in opened.accounting()),
+        "ignored": [{"file": entry.file, "entry": entry.stored, "reason": entry.reason} for entry in ignored],
+        "digest": opened.digest(),
+    }
+
+
+@tasks_app.command("list")
+def tasks_list(as_json: JsonOption = False) -> None:
+    """List every task and protocol."""
+    from mpeval.tasks.cards import card_names, load_card
+
+    cards = [load_card(name) for name in card_names()]
+    if as_json:
+        typer.echo(json.dumps({card.name: [protocol.id for protocol in card.protocols] for card in cards}, indent=2))
+        return
+    from mpeval.report import table
+
+    rows = [
+        [protocol.id, protocol.metric.replace("_", " "), "default" * protocol.id.endswith("/" + card.default)]
+        for card in cards
+        for protocol in card.protocols
+    ]
+    table("", ("protocol", "metric", ""), rows)
+
+
+@tasks_app.command("show")
+def tasks_show(name: Annotated[str, typer.Argument(help="Task name.")], as_json: JsonOption = False) -> None:
+    """Show a task's data, checksums and protocols."""
+    from dataclasses import asdict
+
+    from mpeval.tasks.cards import load_card
+
+    card = load_card(name)
+    if as_json:
+        typer.echo(json.dumps(asdict(card), indent=2))
+        return
+    from mpeval.report import line, table
+
+    line(f"{card.title} ({card.category}): {card.description}")
+    line(f"data      {card.file}, {card.split} split, {card.published.rows:,} rows, sha256 {card.published.sha256}")
+    line(f"hub       {card.hub.id} ({card.hub.config}) at {card.hub.revision}")
+    line(f"license   {card.license}")
+    line(f"source    {card.homepage}")
+    line(f"citation  {card.citation}")
+    rows = [[item.id, item.version, item.metric.replace("_", " "), item.description] for item in card.protocols]
+    table("", ("protocol", "version", "metric", "what it does"), rows)
+
+
+@tasks_app.command("check")
+def tasks_check(
+    name: Annotated[str, typer.Argument(help="Task, TASK/PROTOCOL or TASK/all.")],
+    data: DataOption = None,
+    tokenizer: Annotated[Path, typer.Option("--tokenizer", help="Folder with the tokenizer.")] = Path(),
+    as_json: JsonOption = False,
+    allow_modified_data: AllowOption = False,
+    context: Annotated[int, typer.Option("--context", min=2, help="Longest input of the model, in tokens.")] = 1024,
+) -> None:
+    """Check a benchmark's files and print the constants of its protocols; needs no model."""
+    from mpeval.data import load_data
+    from mpeval.tasks.base import build_task
+    from mpeval.tasks.cards import select
+    from mpeval.tokenizer import find_tokenizer
+
+    loaded = find_tokenizer(tokenizer, [])
+    content: dict[str, dict[str, Any]] = {}
+    for card, protocol in select([name if "/" in name else f"{name}/all"]):
+        rows = load_data(card, data, allow_modified=allow_modified_data)
+        constants = build_task(card, protocol, rows, loaded, context).constants()
+        content[protocol.id] = {"data": rows.digest, "flags": list(rows.flags), **constants}
+    if as_json:
+        typer.echo(json.dumps(content, indent=2))
+        return
+    from mpeval.report import table
+
+    for protocol_id, constants in content.items():
+        table(protocol_id, ("constant", "value"), [[key, _plain(value)] for key, value in constants.items()])
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {item:,}" for key, item in value.items())
+    if isinstance(value, list):
+        return ", ".join(value) or "-"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+@leaderboard_app.command("show")
+def leaderboard_show(store: StoreOption = None) -> None:
+    """Print every board, best first."""
+    from mpeval.leaderboard import COLUMNS, HEADINGS, boards, default_store, read
+    from mpeval.report import table
+
+    for board in boards(read(store or default_store())):
+        rows = [[row[column] for column in COLUMNS] for row in board["rows"]]
+        title = f"{board['title']}: {board['metric']} under {board['protocol']}, {board['arrow']}"
+        table(title, [HEADINGS.get(column, column) for column in COLUMNS], rows)
+
+
+@leaderboard_app.command("publish")
+def leaderboard_publish(
+    output: Annotated[Path, typer.Option("--output", help="Folder for README.md and index.html.")],
+    store: StoreOption = None,
+) -> None:
+    """Write the leaderboard as a Markdown page and one self-contained HTML page."""
+    from mpeval.leaderboard import default_store, publish
+
+    for path in publish(store or default_store(), output):
+        typer.echo(f"wrote {path}")
+
+
+def main() -> None:
+    """Run the command line; a user's mistake ends with one clear error and its exit code, not a traceback."""
+    try:
+        app()
+    except MpevalError as error:
+        from mpeval.launch import format_error
+
+        sys.stderr.write(format_error(error))
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; with `--output` the same command goes on where it stopped\n")
+        sys.exit(130)

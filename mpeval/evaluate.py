@@ -1,0 +1,321 @@
+"""Evaluate a checkpoint on benchmarks: check, load, score, judge, report.
+
+The path of one item: `cli.evaluate` -> `evaluate.run` -> `task.items` -> `scoring.score_batch` -> `task.judge`.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mpeval import __version__, launch
+from mpeval.checkpoint.args import UNKNOWN_VOCAB
+from mpeval.checkpoint.megatron import open_checkpoint
+from mpeval.checkpoint.sharded import ShardedCheckpoint, combine_digests
+from mpeval.data import Data, load_data
+from mpeval.errors import CheckpointError, UsageError
+from mpeval.journal import Journal
+from mpeval.parallel.group import broadcast_object, gather_objects
+from mpeval.results import CheckpointInfo, DataInfo, Layout, Result, RunResults, now
+from mpeval.tasks.base import Item, Sample, Task, build_task
+from mpeval.tasks.cards import select
+from mpeval.tokenizer import Tokenizer, check_fits, find_tokenizer
+
+if TYPE_CHECKING:
+    from mpeval.models.gpt import GPT
+    from mpeval.parallel.group import Group
+    from mpeval.report import Advance
+
+ROUND = 4
+"""Batches that each data-parallel rank scores between two hand-overs to rank 0, which writes them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What `mpeval evaluate` was asked to do."""
+
+    checkpoint: Path
+    tasks: tuple[str, ...]
+    tp: int | None = None
+    dp: int | None = None
+    dtype: str | None = None
+    device: str = "auto"
+    data: Path | None = None
+    tokenizer: Path | None = None
+    limit: int | None = None
+    output: Path | None = None
+    json: bool = False
+    record: Path | None = None
+    megatron_exact: bool = False
+    allow_modified_data: bool = False
+    batch_tokens: int | None = None
+    settings: tuple[tuple[str, Any], ...] = ()
+    quiet: bool = False
+    command: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Everything checked before a weight is read."""
+
+    checkpoint: ShardedCheckpoint
+    tokenizer: Tokenizer
+    tasks: tuple[tuple[Task, Data], ...]
+
+
+def run(options: Options) -> None:
+    """Evaluate with as many ranks as asked for: here, as new local processes, or as one of torchrun's or Slurm's."""
+    import os
+
+    world = launch.world_of(os.environ)
+    tp, dp = launch.sizes(options.tp, options.dp, world)
+    if world is None and tp * dp > 1:
+        plan(options, tp)  # a mistake is better reported once, before any rank starts
+        launch.run_local(tp * dp, run_rank, options)
+    else:
+        run_rank(world, options)
+
+
+def run_rank(world: launch.World | None, options: Options) -> None:
+    """Evaluate as one rank; every rank holds the same plan, rank 0 writes and prints."""
+    tp, dp = launch.sizes(options.tp, options.dp, world)
+    with launch.joined(world, tp=tp, dp=dp, device=_device(options.device)) as group:
+        made = plan(options, tp)
+        results = evaluate(made, options, group)
+        if group.world.rank == 0:
+            _publish(results, options)
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("`--device cuda`: torch sees no GPU here", "use `--device cpu`, or install torch for CUDA")
+    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def plan(options: Options, tp: int) -> Plan:
+    """Check tasks, checkpoint headers, tokenizer and data, in that order; no weight is read.
+
+    Raises:
+        MpevalError: whatever is missing or does not fit.
+    """
+    chosen = select(list(options.tasks))
+    if options.limit is not None and options.limit < 1:
+        raise UsageError(f"`--limit {options.limit}` leaves nothing to score", "give 1 or more")
+    checkpoint = open_checkpoint(options.checkpoint, dict(options.settings))
+    checkpoint.config.check_ranks(tp)
+    unknown = checkpoint.config.origins.get("vocab") == UNKNOWN_VOCAB
+    tokenizer = find_tokenizer(options.tokenizer, [checkpoint.root, checkpoint.path, options.checkpoint])
+    config = checkpoint.config
+    check_fits(tokenizer, vocab=None if unknown else config.vocab, padded_vocab=config.padded_vocab)
+    if unknown:
+        checkpoint = checkpoint.with_vocab(tokenizer.size, "tokenizer")
+    tasks: list[tuple[Task, Data]] = []
+    loaded: dict[str, Data] = {}
+    for card, protocol in chosen:
+        if card.name not in loaded:
+            loaded[card.name] = load_data(card, options.data, allow_modified=options.allow_modified_data)
+        task = build_task(card, protocol, loaded[card.name], tokenizer, checkpoint.config.context)
+        tasks.append((task, loaded[card.name]))
+    return Plan(checkpoint=checkpoint, tokenizer=tokenizer, tasks=tuple(tasks))
+
+
+def evaluate(made: Plan, options: Options, group: Group) -> RunResults:
+    """Load this rank's shard, score what no earlier run into the same folder has scored, and sum up."""
+    import torch
+
+    from mpeval.checkpoint.load import load_model
+
+    digest = _digest(made.checkpoint, group)
+    dtype = options.dtype or made.checkpoint.dtype
+    # rank 0's refusal of the output folder ends the other ranks too: they wait for the next line
+    identity = _identity(made, options, digest, dtype)
+    journal = Journal(options.output, identity) if group.world.rank == 0 else None
+    done = broadcast_object(set(journal.samples) if journal else set(), group.world)
+    model: GPT | None = None
+    results: list[Result] = []
+    order: list[tuple[str, str]] = []
+    for task, data in made.tasks:
+        items = task.items[: options.limit]
+        todo = [item for item in items if (task.protocol.id, item.id) not in done]
+        if todo and model is None:
+            model = load_model(made.checkpoint, group, dtype)
+        seconds, tokens = _score_all(task, todo, len(items), model, options, group, journal) if model else (0.0, 0)
+        order += [(task.protocol.id, item.id) for item in items]
+        if journal:
+            samples = [journal.samples[task.protocol.id, item.id] for item in items]
+            resumed = len(items) - len(todo)
+            results.append(_result(task, data, samples, seconds=seconds, tokens=tokens, resumed=resumed))
+    run_results = RunResults(
+        created_at=now(),
+        checkpoint=_checkpoint_info(made.checkpoint, options.checkpoint, digest),
+        tokenizer_digest=made.tokenizer.digest,
+        layout=Layout(tp=group.tp.ranks, dp=group.dp.ranks),
+        dtype=dtype,
+        device=_device_name(group),
+        megatron_exact=options.megatron_exact,
+        results=results,
+        command=options.command or shlex.join(sys.argv),
+        mpeval_version=__version__,
+        torch_version=torch.__version__,
+    )
+    if journal:
+        journal.finish(order, run_results.to_json())
+    return run_results
+
+
+def _digest(checkpoint: ShardedCheckpoint, group: Group) -> str:
+    """Digest the checkpoint, the tensors shared out over all ranks."""
+    mine = sorted(checkpoint.tensors)[group.world.rank :: group.world.ranks]
+    parts = gather_objects({name: checkpoint.tensor_digest(name) for name in mine}, group.world)
+    return combine_digests({name: digest for part in parts for name, digest in part.items()})
+
+
+def _identity(made: Plan, options: Options, digest: str, dtype: str) -> dict[str, Any]:
+    """Return what a sample's numbers depend on; the number of ranks is not among it."""
+    return {
+        "checkpoint": digest,
+        "tokenizer": made.tokenizer.digest,
+        "dtype": dtype,
+        "megatron_exact": options.megatron_exact,
+        "gelu": made.checkpoint.config.gelu,
+        "heads": made.checkpoint.config.heads,
+        "eps": made.checkpoint.config.eps,
+        **{f"data of {task.protocol.id}": data.digest for task, data in made.tasks},
+        **{f"version of {task.protocol.id}": task.protocol.version for task, _ in made.tasks},
+    }
+
+
+def _score_all(
+    task: Task,
+    todo: Sequence[Item],
+    total: int,
+    model: GPT,
+    options: Options,
+    group: Group,
+    journal: Journal | None,
+) -> tuple[float, int]:
+    """Score `todo`, each item on exactly one data-parallel rank; return seconds and input tokens.
+
+    All ranks see the same batches; data-parallel rank d takes every dp-th.  After each round rank 0 writes what all
+    have finished.
+    """
+    from mpeval.report import progress
+    from mpeval.scoring import default_budget, token_batches
+
+    if not todo:
+        return 0.0, 0
+    lengths = [min(item.request.inputs, model.config.context) for item in todo]
+    batches = token_batches(lengths, options.batch_tokens or default_budget(model))
+    mine = batches[group.dp.rank :: group.dp.ranks]
+    rounds = -(-(-(-len(batches) // group.dp.ranks)) // ROUND)
+    begin = time.perf_counter()
+    shown = group.world.rank == 0 and not options.quiet
+    with progress(task.protocol.id, total, done=total - len(todo), shown=shown) as advance:
+        for number in range(rounds):
+            chunk = mine[number * ROUND : (number + 1) * ROUND]
+            lines = _score_round(task, todo, chunk, model, options)
+            _hand_over(gather_objects(lines, group.dp), journal, advance)
+    return time.perf_counter() - begin, sum(lengths)
+
+
+def _score_round(
+    task: Task, todo: Sequence[Item], chunk: Sequence[Sequence[int]], model: GPT, options: Options
+) -> list[tuple[Sample, int]]:
+    """Score a few batches and return each sample with its input tokens."""
+    import math
+
+    from mpeval.scoring import score_batch
+
+    lines: list[tuple[Sample, int]] = []
+    for batch in chunk:
+        items = [todo[index] for index in batch]
+        scored = score_batch(model, [item.request for item in items], megatron_exact=options.megatron_exact)
+        for item, score in zip(items, scored, strict=True):
+            if not math.isfinite(score.log_probability):
+                raise CheckpointError(
+                    f"the model gives item `{item.id}` of {task.protocol.id} a log-probability of "
+                    f"{score.log_probability}",
+                    "its activations overflow: use `--dtype float32` or `--dtype bfloat16`",
+                )
+            lines.append((task.judge(item, score), item.request.inputs))
+    return lines
+
+
+def _hand_over(parts: Sequence[Sequence[tuple[Sample, int]]], journal: Journal | None, advance: Advance) -> None:
+    lines = [line for part in parts for line in part]
+    if journal:
+        journal.append([sample for sample, _ in lines])
+    advance(len(lines), sum(tokens for _, tokens in lines))
+
+
+def _result(task: Task, data: Data, samples: list[Sample], *, seconds: float, tokens: int, resumed: int) -> Result:
+    metrics, n, correct = task.summarise(samples)
+    truncated = sum("cut" in sample for sample in samples)
+    flags = [*task.flags]
+    flags += ["partial"] if len(samples) < len(task.items) else []
+    flags += ["truncated"] if truncated else []
+    return Result(
+        task=task.card.name,
+        protocol=task.protocol.id,
+        protocol_version=task.protocol.version,
+        title=task.card.title,
+        metrics=metrics,
+        n=n,
+        n_correct=correct,
+        items=len(samples),
+        items_total=len(task.items),
+        truncated=truncated,
+        flags=flags,
+        data=DataInfo(source=data.source, digest=data.digest, rows_expected=task.card.published.rows),
+        seconds=round(seconds, 3),
+        tokens_per_second=round(tokens / seconds, 1) if seconds else None,
+        items_resumed=resumed,
+    )
+
+
+def _checkpoint_info(checkpoint: ShardedCheckpoint, given: Path, digest: str) -> CheckpointInfo:
+    root = checkpoint.root.resolve()
+    return CheckpointInfo(
+        name=root.name or str(given),
+        path=str(given),
+        digest=digest,
+        format=checkpoint.format,
+        version=checkpoint.version,
+        iteration=checkpoint.iteration,
+        grid=checkpoint.grid,
+        parameters=checkpoint.config.parameters(),
+        gelu=checkpoint.config.gelu,
+        vocab=checkpoint.config.vocab,
+        padded_vocab=checkpoint.config.padded_vocab,
+    )
+
+
+def _device_name(group: Group) -> str:
+    import torch
+
+    return torch.cuda.get_device_name(group.device) if group.device.type == "cuda" else "cpu"
+
+
+def _publish(results: RunResults, options: Options) -> None:
+    """Print the results, and append them to a leaderboard if asked to."""
+    from mpeval.report import line, results_table
+
+    if options.json:
+        sys.stdout.write(results.to_json())
+        sys.stdout.flush()
+    if not options.quiet:
+        results_table(results, stderr=options.json)
+    if options.record:
+        from mpeval.leaderboard import append, records_of
+
+        added = append(options.record, records_of(results))
+        line(f"{added} record{'s' * (added != 1)} added to {options.record}", stderr=options.json)
+    if options.output and not options.quiet:
+        line(f"results and samples are in {options.output}", stderr=options.json)

@@ -1,0 +1,261 @@
+"""The leaderboard: an append-only file of records, and pages that are a pure function of it.  No torch."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from mpeval.errors import DataError
+from mpeval.folders import data_folder, unwritable, write_atomically
+from mpeval.results import CheckpointInfo, DataInfo, Layout, Metric, Result, RunResults, Strict
+
+RECORD_SCHEMA = "mpeval.result/1"
+UNRANKED = ("partial", "sample-rows", "modified-data", "window-", "truncated", "megatron-exact")
+"""A result with a flag that begins like one of these is shown, but never ranked against the published set."""
+
+
+class Record(Strict):
+    """One measured number (the primary metric of one result), with what it takes to believe it."""
+
+    schema_: str = RECORD_SCHEMA
+    kind: str = "measured"
+    record_id: str = ""
+    created_at: str
+    task: str
+    title: str
+    protocol: str
+    protocol_version: str
+    metric: Metric
+    other_metrics: list[Metric]
+    n: int
+    n_correct: int | None
+    flags: list[str]
+    model: CheckpointInfo
+    data: DataInfo
+    tokenizer_digest: str
+    layout: Layout
+    dtype: str
+    device: str
+    seconds: float
+    tokens_per_second: float | None
+    command: str
+    mpeval_version: str
+    torch_version: str
+
+    def line(self) -> str:
+        """Return the record as one line of JSON, with an id that changes when anything in it does."""
+        return _json({**self._body(), "record_id": self.identity()})
+
+    def identity(self) -> str:
+        """Return the sha256 of the record's content without id and time."""
+        body = {key: value for key, value in self._body().items() if key not in {"record_id", "created_at"}}
+        return "sha256:" + hashlib.sha256(_json(body).encode()).hexdigest()
+
+    def _body(self) -> dict[str, Any]:
+        content = self.model_dump(mode="json")
+        return {"schema": content.pop("schema_"), **content}
+
+    @property
+    def measured(self) -> tuple[Any, ...]:
+        """What was measured and what came out: equal for a run repeated in any layout."""
+        slot = (self.protocol, self.protocol_version, self.metric.name, self.data.digest, self.model.digest)
+        return (*slot, self.dtype, self.n, self.metric.value)
+
+    @property
+    def ranked(self) -> bool:
+        """Whether the number may stand beside others of its protocol."""
+        return not any(flag.startswith(UNRANKED) for flag in self.flags)
+
+
+def _json(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def records_of(run: RunResults) -> list[Record]:
+    """Make one record of each result of a run."""
+    return [_record(run, result) for result in run.results]
+
+
+def _record(run: RunResults, result: Result) -> Record:
+    return Record(
+        created_at=run.created_at,
+        task=result.task,
+        title=result.title,
+        protocol=result.protocol,
+        protocol_version=result.protocol_version,
+        metric=result.metrics[0],
+        other_metrics=result.metrics[1:],
+        n=result.n,
+        n_correct=result.n_correct,
+        flags=[*result.flags, *(["megatron-exact"] if run.megatron_exact else [])],
+        model=run.checkpoint,
+        data=result.data,
+        tokenizer_digest=run.tokenizer_digest,
+        layout=run.layout,
+        dtype=run.dtype,
+        device=run.device,
+        seconds=result.seconds,
+        tokens_per_second=result.tokens_per_second,
+        command=run.command,
+        mpeval_version=run.mpeval_version,
+        torch_version=run.torch_version,
+    )
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def append(path: Path, records: Sequence[Record]) -> int:
+    """Add records to a store under a lock, each a whole line, flushed to disk; return how many were new.
+
+    A run whose very numbers are already there is not added twice.  A line that a crash cut short is fenced off.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(path):
+            known = {record.measured for record in read(path)} if path.exists() else set()
+            new = [record for record in records if record.measured not in known]
+            data = "".join(record.line() + "\n" for record in new).encode()
+            with path.open("ab+") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(0, size - 1))
+                torn = size > 0 and file.read(1) != b"\n"
+                file.write(b"\n" * torn + data)
+                file.flush()
+                os.fsync(file.fileno())
+    except OSError as error:
+        raise unwritable(path, error) from error
+    return len(new)
+
+
+def read(path: Path) -> list[Record]:
+    """Read every record of a store.
+
+    Raises:
+        DataError: no such store, or a line that is no record, with its number.
+    """
+    if not path.is_file():
+        raise DataError(f"no leaderboard at `{path}`", "`mpeval evaluate ... --record FILE` begins one")
+    records = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if line:
+            records.append(_parse(line, path, number))
+    return records
+
+
+def _parse(line: str, path: Path, number: int) -> Record:
+    try:
+        raw = json.loads(line)
+        record = Record(schema_=raw.pop("schema"), **raw)
+    except (ValueError, ValidationError, KeyError, TypeError, AttributeError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"`{path}` line {number} is no record: {reason}", "restore the line, or remove it") from error
+    if record.record_id != record.identity():
+        raise DataError(f"`{path}` line {number} was changed after it was written", "restore the line, or remove it")
+    return record
+
+
+def boards(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """Sort records into one board per protocol and metric, best first, those that may not be ranked at the end."""
+    groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
+    for record in records:
+        groups[record.protocol, record.metric.name].append(record)
+    return [_board(protocol, metric, found) for (protocol, metric), found in sorted(groups.items())]
+
+
+def _board(protocol: str, metric: str, found: list[Record]) -> dict[str, Any]:
+    sign = -1 if found[0].metric.direction == "max" else 1
+    order = sorted(found, key=lambda record: (not record.ranked, sign * record.metric.value, record.created_at))
+    ranked = [record for record in order if record.ranked]
+    return {
+        "title": found[0].title,
+        "protocol": protocol,
+        "metric": metric.replace("_", " "),
+        "arrow": "higher is better" if sign < 0 else "lower is better",
+        "rows": [_row(record, ranked.index(record) + 1 if record.ranked else None) for record in order],
+    }
+
+
+def _row(record: Record, rank: int | None) -> dict[str, str]:
+    from mpeval.report import show_interval, show_metric
+
+    model = record.model
+    return {
+        "rank": str(rank) if rank else "-",
+        "model": model.name,
+        "iteration": str(model.iteration),
+        "parameters": f"{model.parameters / 1e6:,.1f}M",
+        "value": show_metric(record.metric),
+        "interval": show_interval(record.metric),
+        "n": f"{record.n:,}",
+        "layout": f"tp {record.layout.tp} x dp {record.layout.dp}",
+        "dtype": record.dtype,
+        "flags": ", ".join(record.flags),
+        "date": record.created_at[:10],
+        "checkpoint": model.digest,
+        "data": record.data.digest,
+        "command": record.command,
+    }
+
+
+COLUMNS = ("rank", "model", "iteration", "parameters", "value", "interval", "n", "dtype", "layout", "flags", "date")
+HEADINGS = {"value": "value", "interval": "95 % interval"}
+
+
+def publish(store: Path, output: Path) -> list[Path]:
+    """Write `README.md` and `index.html` from the records of `store`; return their paths."""
+    content = boards(read(store))
+    pages = {output / "README.md": _markdown(content), output / "index.html": _html(content)}
+    for path, text in pages.items():
+        write_atomically(path, text)
+    return list(pages)
+
+
+def _html(content: list[dict[str, Any]]) -> str:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("mpeval"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("leaderboard.html").render(boards=content, columns=COLUMNS, headings=HEADINGS)
+
+
+def _markdown(content: list[dict[str, Any]]) -> str:
+    lines = ["# Leaderboard", "", "Measured by mpeval; made from `results.jsonl` by `mpeval leaderboard publish`.", ""]
+    for board in content:
+        lines += [f"## {board['title']}: `{board['protocol']}`", "", f"{board['metric']}, {board['arrow']}", ""]
+        lines += ["| " + " | ".join(HEADINGS.get(column, column) for column in COLUMNS) + " |"]
+        lines += ["|" + " --- |" * len(COLUMNS)]
+        lines += ["| " + " | ".join(_cell(row[column]) for column in COLUMNS) + " |" for row in board["rows"]]
+        lines += [""]
+    lines += ["Rows without a rank are flagged: they did not measure the whole published benchmark.", ""]
+    return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    """Make a value harmless inside a Markdown table."""
+    flat = " ".join(text.split())
+    for character in "\\`*_{}[]<>|&":
+        flat = flat.replace(character, f"&#{ord(character)};" if character in "<>&|" else "\\" + character)
+    return flat
+
+
+def default_store() -> Path:
+    """Return the project's own store."""
+    return data_folder("leaderboard") / "results.jsonl"

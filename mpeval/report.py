@@ -1,0 +1,124 @@
+"""What a person sees: tables and progress.  The only module that imports rich."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from mpeval.results import Metric, RunResults
+
+Rows = Sequence[Sequence[str]]
+
+
+class Advance(Protocol):
+    """Tell a progress bar that `items` more are done, `tokens` of input."""
+
+    def __call__(self, items: int, tokens: int) -> None:
+        """Move the bar."""
+
+
+@contextmanager
+def progress(title: str, total: int, *, done: int = 0, shown: bool = True) -> Iterator[Advance]:
+    """Show one line with bar, rate and time left on stderr; nothing when it is not a terminal or not `shown`."""
+    console = Console(stderr=True)
+    if not shown or not console.is_terminal:
+        yield lambda items, tokens: None
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(elapsed_when_finished=True),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(title, total=total, completed=done, rate="")
+        seen = 0
+
+        def advance(items: int, tokens: int) -> None:
+            nonlocal seen
+            seen += tokens
+            elapsed = bar.tasks[0].elapsed or 0.0
+            bar.update(task, advance=items, rate=f"{seen / elapsed:,.0f} tokens/s" if elapsed else "")
+
+        yield advance
+
+
+def table(title: str, columns: Sequence[str], rows: Rows, *, right: Sequence[str] = (), stderr: bool = False) -> None:
+    """Print a table; cells are plain text, never markup."""
+    made = Table(title=Text(title) if title else None, title_justify="left")
+    for column in columns:
+        made.add_column(Text(column), justify="right" if column in right else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*(Text(cell) for cell in row))
+    _console(stderr).print(made)
+
+
+def line(text: str, *, stderr: bool = False) -> None:
+    """Print one plain line."""
+    _console(stderr).print(Text(text), soft_wrap=True)
+
+
+def _console(stderr: bool) -> Console:
+    console = Console(stderr=stderr)
+    stream = sys.stderr if stderr else sys.stdout
+    return console if stream.isatty() else Console(stderr=stderr, width=120)
+
+
+def show_metric(metric: Metric) -> str:
+    """Format a value the way papers print it: per cent for accuracy, two decimals for perplexity."""
+    return _number(metric.value, metric.unit)
+
+
+def _number(value: float, unit: str) -> str:
+    if unit == "proportion":
+        return f"{100 * value:.2f} %"
+    return f"{value:,.2f}" if value < 1e6 else f"{value:.3e}"
+
+
+def show_interval(metric: Metric) -> str:
+    """Format the 95 % interval, empty when there is none."""
+    if metric.low is None or metric.high is None:
+        return ""
+    return f"{_number(metric.low, metric.unit)} - {_number(metric.high, metric.unit)}"
+
+
+def results_table(run: RunResults, *, stderr: bool = False) -> None:
+    """Print one row per metric of a run, then what a reader must know to trust it."""
+    rows = [
+        [
+            result.protocol if number == 0 else "",
+            metric.name.replace("_", " "),
+            show_metric(metric),
+            show_interval(metric),
+            f"{result.n:,}" if number == 0 else "",
+            ", ".join(result.flags) if number == 0 else "",
+        ]
+        for result in run.results
+        for number, metric in enumerate(result.metrics)
+    ]
+    checkpoint = run.checkpoint
+    title = f"{checkpoint.name}, iteration {checkpoint.iteration}, {checkpoint.parameters:,} parameters, {run.dtype}"
+    columns = ("protocol", "metric", "value", "95 % interval", "n", "flags")
+    table(title, columns, rows, right=("value", "n"), stderr=stderr)
+    speed = [result.tokens_per_second for result in run.results if result.tokens_per_second]
+    padding = "let in (megatron-exact)" if run.megatron_exact else "masked"
+    facts = [
+        f"checkpoint {checkpoint.digest[:19]}",
+        f"stored tp {checkpoint.grid[0]} x pp {checkpoint.grid[1]}",
+        f"run tp {run.layout.tp} x dp {run.layout.dp} on {run.device}",
+        f"GELU {checkpoint.gelu}",
+        f"padding rows {padding}",
+        *([f"{speed[-1]:,.0f} tokens/s"] if speed else []),
+    ]
+    line("; ".join(facts), stderr=stderr)
+    truncated = sum(result.truncated for result in run.results)
+    if truncated:
+        line(f"{truncated} items were cut on the left to fit the model's context", stderr=stderr)

@@ -1,0 +1,68 @@
+"""What every task offers: items to score, judgements of scores, and numbers from judgements.  No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from mpeval.data import Data
+from mpeval.items import Request, Scored
+from mpeval.results import Metric
+from mpeval.tasks.cards import Card
+from mpeval.tasks.cards import Protocol as CardProtocol
+from mpeval.tokenizer import Tokenizer
+
+Sample = dict[str, Any]
+"""One line of `samples.jsonl`: task, id, target, prediction, log_probability, greedy, correct, tokens, and more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """One thing to score: its id, unique in its task, and the request."""
+
+    id: str
+    request: Request
+
+
+class Task(Protocol):
+    """A benchmark under one protocol, with its data tokenized."""
+
+    card: Card
+    protocol: CardProtocol
+    flags: tuple[str, ...]
+    items: Sequence[Item]
+
+    def judge(self, item: Item, scored: Scored) -> Sample:
+        """Turn the score of one item into its line of `samples.jsonl`."""
+
+    def summarise(self, samples: Sequence[Sample]) -> tuple[list[Metric], int, int | None]:
+        """Return metrics (the primary one first), the number of observations, and how many are correct."""
+
+    def constants(self) -> Mapping[str, Any]:
+        """Return what can be known of the protocol without a model."""
+
+
+TaskBuilder = Callable[[Card, CardProtocol, Data, Tokenizer, int], Task]
+
+
+def build_task(card: Card, protocol: CardProtocol, data: Data, tokenizer: Tokenizer, context: int) -> Task:
+    """Tokenize `data` for `protocol`; `context` is the longest input the model reads, in tokens."""
+    from mpeval.tasks.cloze import Lambada
+    from mpeval.tasks.perplexity import WikiText
+
+    builders: dict[str, TaskBuilder] = {"cloze": Lambada, "perplexity": WikiText}
+    return builders[card.kind](card, protocol, data, tokenizer, context)
+
+
+def sample_line(task: Task, item: Item, scored: Scored, **more: Any) -> Sample:
+    """Return the fields that the samples of every task share, then `more`."""
+    line: Sample = {
+        "task": task.protocol.id,
+        "id": item.id,
+        **more,
+        "log_probability": scored.log_probability,
+        "greedy": scored.greedy,
+        "tokens": len(scored.log_probabilities),
+    }
+    return line | ({"cut": scored.cut} if scored.cut else {})
