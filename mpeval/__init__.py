@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from mpeval.checkpoint.load import load_model
     from mpeval.checkpoint.megatron import open_checkpoint
     from mpeval.checkpoint.sharded import ShardedCheckpoint
-    from mpeval.parallel.group import Group
     from mpeval.items import Request, Response
+    from mpeval.parallel.group import Group
     from mpeval.scoring import score
 
 __version__ = "0.1.0"

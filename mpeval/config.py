@@ -53,7 +53,7 @@ class ModelConfig:
         if self.hidden % self.heads:
             raise ConfigError(
                 f"hidden size {self.hidden} is not divisible by {self.heads} heads",
-                f"head counts that fit: {', '.join(map(str, head_candidates(self.hidden)))}; give one by `--set heads=N`",
+                f"give one that divides it by `--set heads=N`; usual: {_listed(head_candidates(self.hidden))}",
             )
         if self.vocab > self.padded_vocab:
             raise ConfigError(f"vocabulary {self.vocab} is larger than its table of {self.padded_vocab} rows")
@@ -110,12 +110,16 @@ class ModelConfig:
                 fits = [n for n in range(1, self.heads + 1) if self.heads % n == 0 and self.ffn % n == 0]
                 raise ConfigError(
                     f"tensor-parallel size {tp} does not divide the model's {what} {size}",
-                    f"sizes that fit: {', '.join(map(str, fits))}",
+                    f"sizes that fit: {_listed(fits)}",
                 )
 
     def changed(self, origin: str, **values: Any) -> ModelConfig:
         """Return a copy with `values` replaced and their origin recorded."""
         return replace(self, **values, origins={**self.origins, **dict.fromkeys(values, origin)})
+
+
+def _listed(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers))
 
 
 def head_candidates(hidden: int) -> list[int]:

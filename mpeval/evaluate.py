@@ -5,6 +5,7 @@ The path of one item: `cli.evaluate` -> `evaluate.run` -> `task.items` -> `scori
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 import time
@@ -214,7 +215,7 @@ def _score_all(
     lengths = [min(item.request.inputs, model.config.context) for item in todo]
     batches = token_batches(lengths, options.batch_tokens or default_budget(model))
     mine = batches[group.dp.rank :: group.dp.ranks]
-    rounds = -(-(-(-len(batches) // group.dp.ranks)) // ROUND)
+    rounds = math.ceil(len(batches) / (group.dp.ranks * ROUND))
     begin = time.perf_counter()
     shown = group.world.rank == 0 and not options.quiet
     with progress(task.protocol.id, total, done=total - len(todo), shown=shown) as advance:
@@ -229,8 +230,6 @@ def _score_round(
     task: Task, todo: Sequence[Item], chunk: Sequence[Sequence[int]], model: GPT, options: Options
 ) -> list[tuple[Sample, int]]:
     """Score a few batches and return each sample with its input tokens."""
-    import math
-
     from mpeval.scoring import score_batch
 
     lines: list[tuple[Sample, int]] = []

@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
@@ -61,8 +61,8 @@ def world_of(environment: Mapping[str, str]) -> World | None:
             )
         return World(rank=rank, ranks=ranks, local_rank=local, local_ranks=local_ranks, address=f"{host}:{port}")
     if "SLURM_PROCID" in environment and _in_slurm_step(environment):
-        names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
-        rank, ranks, local = _numbers(environment, names, defaults={"SLURM_LOCALID": 0})
+        slurm = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
+        rank, ranks, local = _numbers(environment, slurm, defaults={"SLURM_LOCALID": 0})
         if ranks == 1:
             return None
         nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST", "")
@@ -147,7 +147,7 @@ def run_local(ranks: int, entry: Callable[[World, Any], None], argument: Any) ->
                     process.join()
 
 
-def _wait(processes: list[BaseProcess]) -> None:
+def _wait(processes: Sequence[BaseProcess]) -> None:
     """Wait until all ranks have ended; once one has failed, the others get `GRACE` seconds."""
     from multiprocessing.connection import wait
 
@@ -203,14 +203,14 @@ def _meet(world: World, device: str) -> _Watch:
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
     folder = Path(world.address)
     if folder.is_dir():
-        store: Any = dist.FileStore(str(folder / "store"), world.ranks)
-        watched: Any = dist.FileStore(str(folder / "watch"), world.ranks)
+        store: Any = dist.FileStore(str(folder / "store"), world.ranks)  # type: ignore[attr-defined]
+        watched: Any = dist.FileStore(str(folder / "watch"), world.ranks)  # type: ignore[attr-defined]
         dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.ranks)
     else:
         host, _, port = world.address.rpartition(":")
         os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = host, port
         dist.init_process_group(backend, init_method="env://", rank=world.rank, world_size=world.ranks)
-        watched = dist.TCPStore(host, int(port), None, False)
+        watched = dist.TCPStore(host, int(port), None, False)  # type: ignore[attr-defined]
     return _Watch(watched, world)
 
 

@@ -24,12 +24,17 @@ class Advance(Protocol):
         """Move the bar."""
 
 
+def _nothing(items: int, tokens: int) -> None:
+    """Move no bar."""
+    del items, tokens
+
+
 @contextmanager
 def progress(title: str, total: int, *, done: int = 0, shown: bool = True) -> Iterator[Advance]:
     """Show one line with bar, rate and time left on stderr; nothing when it is not a terminal or not `shown`."""
     console = Console(stderr=True)
     if not shown or not console.is_terminal:
-        yield lambda items, tokens: None
+        yield _nothing
         return
     columns = (
         TextColumn("{task.description}"),
@@ -55,7 +60,12 @@ def table(title: str, columns: Sequence[str], rows: Rows, *, right: Sequence[str
     """Print a table; cells are plain text, never markup."""
     made = Table(title=Text(title) if title else None, title_justify="left")
     for column in columns:
-        made.add_column(Text(column), justify="right" if column in right else "left", overflow="fold")
+        made.add_column(
+            Text(column),
+            justify="right" if column in right else "left",
+            overflow="fold",
+            no_wrap=column in {"protocol", "metric", "value"},
+        )
     for row in rows:
         made.add_row(*(Text(cell) for cell in row))
     _console(stderr).print(made)

@@ -7,8 +7,6 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-SCHEMA = "mpeval.results/1"
-
 
 class Strict(BaseModel):
     """A frozen model that refuses unknown keys and numbers that JSON cannot hold."""
@@ -92,7 +90,7 @@ class Result(Strict):
 class RunResults(Strict):
     """One `mpeval evaluate`: everything a reader needs to believe it or repeat it."""
 
-    schema_: Literal["mpeval.results/1"] = SCHEMA
+    schema_: Literal["mpeval.results/1"] = "mpeval.results/1"
     created_at: str
     checkpoint: CheckpointInfo
     tokenizer_digest: str

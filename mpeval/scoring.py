@@ -73,10 +73,10 @@ def score_batch(model: GPT, requests: Sequence[Request], *, megatron_exact: bool
         first = number * ids.shape[1] + len(row) - 1 - len(request.target)
         places.append(np.arange(first, first + len(request.target)))
     device = model.group.device
-    hidden = model.hidden(torch.from_numpy(ids).to(device)).flatten(0, 1)
     at = torch.from_numpy(np.concatenate(places)).to(device)
+    hidden = model.hidden(torch.from_numpy(ids).to(device), at)
     targets = torch.from_numpy(np.concatenate([np.asarray(request.target, dtype=np.int64) for request in requests]))
-    scores = _score_positions(model, hidden[at], targets.to(device), megatron_exact)
+    scores = _score_positions(model, hidden, targets.to(device), megatron_exact)
     logs, best = scores.log_probabilities.cpu().numpy(), scores.best.cpu().numpy()
     return list(_cut_up(requests, [cut for _, cut in rows], logs, best))
 

@@ -33,9 +33,7 @@ def load_model(
     wanted = getattr(torch, dtype or checkpoint.dtype) if not isinstance(dtype, torch.dtype) else dtype
     if group.world.rank == 0:
         checkpoint.check()
-    with torch.device("meta"):
-        model = GPT(checkpoint.config, group)
-    model = model.to(wanted).to_empty(device=group.device).eval().requires_grad_(False)
+    model = GPT(checkpoint.config, group, wanted).eval().requires_grad_(False)
     for name, parameter in model.named_parameters():
         _fill(parameter, checkpoint.tensor(name), group, checkpoint)
     return model

@@ -144,8 +144,8 @@ class ShardedCheckpoint:
                 self._same(
                     tensor.name, replace(tensor, dim=None, parts=whole), replace(tensor, dim=None, parts=(copy,))
                 )
-        for copy in self.tied_copies:
-            self._same("the tied output layer", self.tensors["embedding.word.weight"], copy)
+        for tied in self.tied_copies:
+            self._same("the tied output layer", self.tensors["embedding.word.weight"], tied)
 
     def _same(self, what: str, left: LogicalTensor, right: LogicalTensor) -> None:
         import torch
@@ -162,11 +162,13 @@ class ShardedCheckpoint:
 
     def tensor_digest(self, name: str) -> str:
         """Return the sha256 of one full tensor's values in row-major order, without padding rows."""
+        import torch
+
         tensor = self.tensor(name)
         rows = self.config.vocab if name in {"embedding.word.weight", "head.weight"} else None
         digest = hashlib.sha256()
         for piece in tensor.pieces(rows):
-            digest.update(memoryview(piece.contiguous().view(_BYTES()).numpy()).cast("B"))
+            digest.update(piece.contiguous().view(torch.uint8).numpy().tobytes())
         shape = (rows, *tensor.shape[1:]) if rows is not None else tensor.shape
         return hashlib.sha256(f"{name} {tensor.dtype} {list(shape)} {digest.hexdigest()}".encode()).hexdigest()
 
@@ -182,9 +184,3 @@ def combine_digests(digests: Mapping[str, str]) -> str:
     """Combine the digests of all tensors of a model into one."""
     lines = "".join(f"{name} {digests[name]}\n" for name in sorted(digests))
     return "sha256:" + hashlib.sha256(lines.encode()).hexdigest()
-
-
-def _BYTES() -> Any:
-    import torch
-
-    return torch.uint8

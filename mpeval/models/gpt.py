@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Unpack
 
 import torch
 from torch import nn
@@ -11,36 +12,36 @@ from mpeval.config import ModelConfig
 from mpeval.models.transformer import Block, dropout
 from mpeval.parallel.dropout import DropoutStreams
 from mpeval.parallel.group import Group
-from mpeval.parallel.layers import VocabEmbedding
+from mpeval.parallel.layers import Factory, LayerNorm, VocabEmbedding, new_parameter
 from mpeval.parallel.layout import cut_of, split
 from mpeval.parallel.ops import enter, gather
 
 Tensor = torch.Tensor
 
 
+class Table(nn.Module):
+    """A plain table [rows, hidden]: of positions, or of the output layer of a model whose head is not tied."""
+
+    def __init__(self, rows: int, hidden: int, **factory: Unpack[Factory]) -> None:
+        """Allocate the rows, uninitialised."""
+        super().__init__()
+        self.weight = new_parameter(rows, hidden, **factory)
+
+
 class Embedding(nn.Module):
     """Token vectors plus position vectors."""
 
-    def __init__(self, config: ModelConfig, *, group: Group) -> None:
+    def __init__(self, config: ModelConfig, *, group: Group, **factory: Unpack[Factory]) -> None:
         """Allocate this rank's rows of the token table and the whole position table."""
         super().__init__()
         self.rate = config.dropout
-        self.word = VocabEmbedding(config.padded_vocab, config.hidden, axis=group.tp)
-        self.position = nn.Embedding(config.context, config.hidden)
+        self.word = VocabEmbedding(config.padded_vocab, config.hidden, axis=group.tp, **factory)
+        self.position = Table(config.context, config.hidden, **factory)
 
     def forward(self, ids: Tensor, streams: DropoutStreams | None = None) -> Tensor:
         """Map ids [batch, time] int64 to [batch, time, hidden]."""
-        positions = torch.arange(ids.shape[-1], device=ids.device)
-        return dropout(self.word(ids) + self.position(positions), self.rate, streams)
-
-
-class Head(nn.Module):
-    """An output table of its own, [padded_vocab / p, hidden], of a model whose head is not tied."""
-
-    def __init__(self, rows: int, hidden: int) -> None:
-        """Allocate this rank's rows."""
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(rows, hidden))
+        vectors = self.word(ids) + self.position.weight[: ids.shape[-1]]
+        return dropout(vectors, self.rate, streams)
 
 
 class GPT(nn.Module):
@@ -49,19 +50,20 @@ class GPT(nn.Module):
     Parameters hold this rank's shards, uninitialised: `draw_weights` or a checkpoint fills them.
     """
 
-    def __init__(self, config: ModelConfig, group: Group | None = None) -> None:
-        """Lay out the model for this rank of `group` (default: a process of its own)."""
+    def __init__(self, config: ModelConfig, group: Group | None = None, dtype: torch.dtype = torch.float32) -> None:
+        """Lay out the model for this rank of `group` (default: a process of its own), on its device."""
         super().__init__()
         group = group or Group.single()
         config.check_ranks(group.tp.ranks)
         self.config = config
         self.group = group
         self.streams: DropoutStreams | None = None
-        self.embedding = Embedding(config, group=group)
-        self.layers = nn.ModuleList(Block(config, axis=group.tp) for _ in range(config.layers))
-        self.final_norm = nn.LayerNorm(config.hidden, eps=config.eps)
+        factory: Factory = {"device": group.device, "dtype": dtype}
+        self.embedding = Embedding(config, group=group, **factory)
+        self.layers = nn.ModuleList(Block(config, axis=group.tp, **factory) for _ in range(config.layers))
+        self.final_norm = LayerNorm(config.hidden, eps=config.eps, **factory)
         if not config.tied:
-            self.head = Head(self.embedding.word.weight.shape[0], config.hidden)
+            self.head = Table(self.embedding.word.weight.shape[0], config.hidden, **factory)
 
     @property
     def output_table(self) -> Tensor:
@@ -78,16 +80,20 @@ class GPT(nn.Module):
             raise RuntimeError("training mode needs dropout streams: set `model.streams`, or call `model.eval()`")
         return self.streams if self.training else None
 
-    def blocks(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
-        """Run blocks `start:stop` on [batch, time, hidden]."""
+    def blocks(self, x: Tensor, start: int = 0, stop: int | None = None, at: Tensor | None = None) -> Tensor:
+        """Run blocks `start:stop` on [batch, time, hidden]; with `at`, the last one keeps only those flat positions."""
         streams = self._dropout()
-        for block in self.layers[start:stop]:
-            x = block(x, streams)
+        chosen = self.layers[start:stop]
+        for number, block in enumerate(chosen, start=1):
+            x = block(x, streams, at if number == len(chosen) else None)
         return x
 
-    def hidden(self, ids: Tensor) -> Tensor:
-        """Map ids [batch, time] int64 to the last block's output [batch, time, hidden], before the final norm."""
-        return self.blocks(self.embedding(ids, self._dropout()))
+    def hidden(self, ids: Tensor, at: Tensor | None = None) -> Tensor:
+        """Map ids [batch, time] int64 to the last block's output, before the final norm.
+
+        Returns [batch, time, hidden], or [positions, hidden] for flat positions `at` (int64, in batch x time).
+        """
+        return self.blocks(self.embedding(ids, self._dropout()), at=at)
 
     def local_logits(self, hidden: Tensor, vocab: int | None = None) -> Tensor:
         """Normalise `hidden` [..., hidden] and return this rank's logits [..., columns] in the model's dtype.

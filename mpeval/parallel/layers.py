@@ -6,6 +6,8 @@ branch, `RowLinear` ends with `leave`.
 
 from __future__ import annotations
 
+from typing import TypedDict, Unpack
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -14,6 +16,18 @@ from mpeval.parallel.group import Axis
 from mpeval.parallel.ops import leave
 
 Tensor = torch.Tensor
+
+
+class Factory(TypedDict, total=False):
+    """Where new parameters live and in which dtype (default: CPU, float32)."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+
+def new_parameter(*shape: int, **factory: Unpack[Factory]) -> nn.Parameter:
+    """Allocate a parameter without writing to it: memory is taken only when it is filled."""
+    return nn.Parameter(torch.empty(*shape, **factory))
 
 
 def shard_size(full: int, axis: Axis, what: str) -> int:
@@ -29,12 +43,12 @@ class ColumnLinear(nn.Module):
     Input [..., inputs], equal on all ranks; output [..., outputs / p], this rank's features.  Sends nothing.
     """
 
-    def __init__(self, inputs: int, outputs: int, *, axis: Axis) -> None:
+    def __init__(self, inputs: int, outputs: int, *, axis: Axis, **factory: Unpack[Factory]) -> None:
         """Allocate this rank's shard, weight [outputs / p, inputs] and bias [outputs / p], uninitialised."""
         super().__init__()
         local = shard_size(outputs, axis, "output size")
-        self.weight = nn.Parameter(torch.empty(local, inputs))
-        self.bias = nn.Parameter(torch.empty(local))
+        self.weight = new_parameter(local, inputs, **factory)
+        self.bias = new_parameter(local, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply by this rank's columns."""
@@ -54,18 +68,33 @@ class RowLinear(nn.Module):
     Input [..., inputs / p]; output [..., outputs], equal on all ranks.  Forward sends one all-reduce of the output.
     """
 
-    def __init__(self, inputs: int, outputs: int, *, axis: Axis) -> None:
+    def __init__(self, inputs: int, outputs: int, *, axis: Axis, **factory: Unpack[Factory]) -> None:
         """Allocate this rank's weight [outputs, inputs / p] and the whole bias [outputs], uninitialised."""
         super().__init__()
         self.axis = axis
-        self.weight = nn.Parameter(torch.empty(outputs, shard_size(inputs, axis, "input size")))
-        self.bias = nn.Parameter(torch.empty(outputs))
+        self.weight = new_parameter(outputs, shard_size(inputs, axis, "input size"), **factory)
+        self.bias = new_parameter(outputs, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply by this rank's rows, sum over ranks, then add the bias: once, not once per rank."""
         if self.axis.ranks == 1:
             return F.linear(x, self.weight, self.bias)
         return leave(F.linear(x, self.weight), self.axis) + self.bias
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation over the last dimension; weight and bias [hidden] are equal on all ranks."""
+
+    def __init__(self, hidden: int, *, eps: float, **factory: Unpack[Factory]) -> None:
+        """Allocate weight and bias, uninitialised."""
+        super().__init__()
+        self.eps = eps
+        self.weight = new_parameter(hidden, **factory)
+        self.bias = new_parameter(hidden, **factory)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise each vector of x [..., hidden]."""
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
 
 class VocabEmbedding(nn.Module):
@@ -75,13 +104,13 @@ class VocabEmbedding(nn.Module):
     whose rows do not divide evenly ends in unused zero rows on the last rank.
     """
 
-    def __init__(self, rows: int, hidden: int, *, axis: Axis) -> None:
+    def __init__(self, rows: int, hidden: int, *, axis: Axis, **factory: Unpack[Factory]) -> None:
         """Allocate this rank's rows, uninitialised."""
         super().__init__()
         self.axis = axis
         local = -(-rows // axis.ranks)
         self.first = axis.rank * local
-        self.weight = nn.Parameter(torch.empty(local, hidden))
+        self.weight = new_parameter(local, hidden, **factory)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Map ids [...] int64 to vectors [..., hidden], equal on all ranks."""

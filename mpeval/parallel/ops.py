@@ -51,6 +51,11 @@ def own_shard(x: Tensor, axis: Axis, dim: int) -> Tensor:
     return x if axis.ranks == 1 else x.chunk(axis.ranks, dim)[axis.rank].contiguous()
 
 
+def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
+    result: Tensor = function.apply(*arguments)  # type: ignore[no-untyped-call]
+    return result
+
+
 class _Enter(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, axis: Axis) -> Tensor:
@@ -96,19 +101,19 @@ class _Scatter(torch.autograd.Function):
 
 def enter(x: Tensor, axis: Axis) -> Tensor:
     """f: pass `x` into a sharded region.  Backward sends one all-reduce of x's size."""
-    return x if axis.ranks == 1 else _Enter.apply(x, axis)
+    return x if axis.ranks == 1 else _apply(_Enter, x, axis)
 
 
 def leave(x: Tensor, axis: Axis) -> Tensor:
     """g: sum the ranks' partial results.  Forward sends one all-reduce of x's size."""
-    return x if axis.ranks == 1 else _Leave.apply(x, axis)
+    return x if axis.ranks == 1 else _apply(_Leave, x, axis)
 
 
 def gather(x: Tensor, axis: Axis, dim: int = -1) -> Tensor:
     """Join the ranks' shards along `dim`.  Forward sends one all-gather, backward nothing."""
-    return x if axis.ranks == 1 else _Gather.apply(x, axis, dim)
+    return x if axis.ranks == 1 else _apply(_Gather, x, axis, dim)
 
 
 def scatter(x: Tensor, axis: Axis, dim: int = -1) -> Tensor:
     """Keep this rank's part of `x` along `dim`.  Forward sends nothing, backward one all-gather."""
-    return x if axis.ranks == 1 else _Scatter.apply(x, axis, dim)
+    return x if axis.ranks == 1 else _apply(_Scatter, x, axis, dim)

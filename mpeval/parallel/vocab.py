@@ -74,7 +74,8 @@ class _CrossEntropy(torch.autograd.Function):
         total, target = all_reduced(torch.stack([powers.sum(dim=-1), picked]), axis)
         ctx.save_for_backward(powers.div_(total.unsqueeze(-1)), targets - first, owned)
         ctx.dtype = logits.dtype
-        return total.log() - target
+        losses: Tensor = total.log() - target
+        return losses
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
@@ -92,5 +93,5 @@ def cross_entropy(logits: Tensor, targets: Tensor, *, first: int, axis: Axis) ->
     Arguments as in `token_scores`, with any leading shape.  Forward sends two all-reduces, 3 numbers per target
     (the maximum, then sum and target logit together); backward sends nothing.  The input is not written to.
     """
-    result: Tensor = _CrossEntropy.apply(logits, targets, first, axis)
+    result: Tensor = _CrossEntropy.apply(logits, targets, first, axis)  # type: ignore[no-untyped-call]
     return result

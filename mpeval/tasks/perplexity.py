@@ -27,7 +27,7 @@ _PAIRED = (
     r'"\s*([^"]*?)\s*"',
     r"'\s*([^']*?)\s*'",
 )
-_PAIRS = ("()", "[]", "{}", '""', "''")
+_PAIRS = (("(", ")"), ("[", "]"), ("{", "}"), ('"', '"'), ("'", "'"))
 _LAST = (
     ("= = = =", "===="),
     ("= = =", "==="),
@@ -56,7 +56,7 @@ def detokenize(text: str) -> str:
     return text
 
 
-def count_windows(tokens: int, window: int, stride: int) -> int:
+def count_windows(tokens: int, stride: int) -> int:
     """Return how many windows Megatron-LM makes of a text of `tokens` tokens, the useless ones at its end included."""
     return max(-(-max(tokens - 1 - stride, 0) // stride) + 1, 1)
 
@@ -150,7 +150,7 @@ class WikiText:
             "words": self.words,
             "scored_tokens": len(self.tokens) - 1,
             "token_ratio": self.token_ratio,
-            "windows": count_windows(len(self.tokens), self.window, self.stride),
+            "windows": count_windows(len(self.tokens), self.stride),
             "useful_windows": len(self.items),
             "articles": int(self.documents.max()) + 1,
         }
