@@ -22,59 +22,20 @@ from typing import Any
 
 import torch
 from random_checkpoint import SEED, SMALL
+from transformers_weights import to_transformers
 
 from mpeval.checkpoint.load import load_model
 from mpeval.checkpoint.megatron import open_checkpoint
 from mpeval.checkpoint.write import write_megatron
 from mpeval.data import load_data
 from mpeval.items import Request
-from mpeval.models.gpt import GPT, draw_full
+from mpeval.models.gpt import draw_full
 from mpeval.scoring import score
 from mpeval.tasks.base import build_task
 from mpeval.tasks.cards import select
 from mpeval.tokenizer import find_tokenizer
 
 BATCH_SIZES = (1, 8, 16, 32)
-
-
-def to_transformers(model: GPT) -> Any:
-    """Copy the weights into `GPT2LMHeadModel`: QKV rows become [3, heads, dim], linear weights are transposed."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    config = model.config
-    theirs = GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=config.vocab,
-            n_positions=config.context,
-            n_embd=config.hidden,
-            n_layer=config.layers,
-            n_head=config.heads,
-            activation_function="gelu_new" if config.gelu == "tanh" else "gelu",
-            bos_token_id=config.vocab - 1,
-            eos_token_id=config.vocab - 1,
-        )
-    ).eval()
-    ours = dict(model.named_parameters())
-    state = {
-        "transformer.wte.weight": ours["embedding.word.weight"][: config.vocab],
-        "transformer.wpe.weight": ours["embedding.position.weight"],
-        "lm_head.weight": ours["embedding.word.weight"][: config.vocab],
-        "transformer.ln_f.weight": ours["final_norm.weight"],
-        "transformer.ln_f.bias": ours["final_norm.bias"],
-    }
-    names = {"attention_norm": "ln_1", "mlp_norm": "ln_2", "attention.out": "attn.c_proj"}
-    names |= {"mlp.up": "mlp.c_fc", "mlp.down": "mlp.c_proj", "attention.qkv": "attn.c_attn"}
-    for layer in range(config.layers):
-        for mine, hers in names.items():
-            for kind in ("weight", "bias"):
-                value = ours[f"layers.{layer}.{mine}.{kind}"]
-                if mine == "attention.qkv":
-                    value = value.unflatten(0, (config.heads, 3, config.head_dim)).transpose(0, 1).flatten(0, 2)
-                if kind == "weight" and "norm" not in mine:
-                    value = value.T
-                state[f"transformer.h.{layer}.{hers}.{kind}"] = value
-    theirs.load_state_dict(state, strict=True)
-    return theirs.to(ours["final_norm.weight"].dtype)
 
 
 def harness(model: Any, batch: int) -> Any:
