@@ -6,16 +6,16 @@ DEMO := runs/demo
 .PHONY: demo test check clean
 
 $(BIN)/python:
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mpeval needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
-	$(PYTHON) -m venv .venv
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mpeval needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	@$(PYTHON) -m venv .venv
 
 .venv/installed: pyproject.toml | $(BIN)/python
 	@echo "installing mpeval into .venv; the first time takes a few minutes"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,check]'
-	touch .venv/installed
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,check]'
+	@touch .venv/installed
 
 demo: .venv/installed
-	rm -rf $(DEMO)
+	@rm -rf $(DEMO)
 	$(BIN)/mpeval evaluate checkpoints/demo-gpt-random --task lambada --task wikitext103/disjoint \
 	  --data tasks/samples --tp 2 --output $(DEMO) --record $(DEMO)/results.jsonl
 	$(BIN)/mpeval leaderboard publish --store $(DEMO)/results.jsonl --output $(DEMO)

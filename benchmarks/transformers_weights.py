@@ -19,6 +19,7 @@ def to_transformers(model: GPT) -> Any:
             n_embd=config.hidden,
             n_layer=config.layers,
             n_head=config.heads,
+            n_inner=config.ffn,
             activation_function="gelu_new" if config.gelu == "tanh" else "gelu",
             bos_token_id=config.vocab - 1,
             eos_token_id=config.vocab - 1,
