@@ -90,7 +90,7 @@ def evaluate(
 
     Slurm:        srun --ntasks 16 mpeval evaluate CKPT --task lambada --tp 8
     """
-    from mpeval.config import parse_overrides
+    from mpeval.config import DTYPES, parse_overrides
     from mpeval.evaluate import Options, run
 
     run(
@@ -99,7 +99,7 @@ def evaluate(
             tasks=tuple(task),
             tp=tp,
             dp=dp,
-            dtype=_known("--dtype", dtype, ("float32", "bfloat16", "float16")),
+            dtype=_known("--dtype", dtype, DTYPES),
             device=_known("--device", device, ("cpu", "cuda", "auto")) or "auto",
             data=data,
             tokenizer=tokenizer,
@@ -121,7 +121,8 @@ def _known(option: str, value: str | None, known: tuple[str, ...]) -> str | None
     from mpeval.errors import UsageError, suggest
 
     if value is not None and value not in known:
-        raise UsageError(f"`{option} {value}` is unknown", suggest(value, list(known)))
+        hint = f"{suggest(value, list(known))} (there are {', '.join(f'`{item}`' for item in known)})"
+        raise UsageError(f"`{option} {value}` is unknown", hint)
     return value
 
 

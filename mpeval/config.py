@@ -49,14 +49,20 @@ class ModelConfig:
         """Refuse sizes that no model can have."""
         for name in ("layers", "hidden", "heads", "ffn", "context", "vocab", "padded_vocab"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"`{name}` must be at least 1, not {getattr(self, name)}")
+                raise ConfigError(
+                    f"`{name}` must be at least 1, not {getattr(self, name)}",
+                    "a `--set` value is wrong, or no model is stored",
+                )
         if self.hidden % self.heads:
             raise ConfigError(
                 f"hidden size {self.hidden} is not divisible by {self.heads} heads",
                 f"give one that divides it by `--set heads=N`; usual: {_listed(head_candidates(self.hidden))}",
             )
         if self.vocab > self.padded_vocab:
-            raise ConfigError(f"vocabulary {self.vocab} is larger than its table of {self.padded_vocab} rows")
+            raise ConfigError(
+                f"vocabulary {self.vocab} is larger than its table of {self.padded_vocab} rows",
+                "a `--set` value is wrong, or the table was cut",
+            )
         if self.gelu not in get_args(Gelu):
             raise ConfigError(f"unknown `gelu`: `{self.gelu}`", "known: `erf`, `tanh`")
 
@@ -145,4 +151,7 @@ def _typed(name: str, text: str, kind: str) -> int | float | bool | str:
             return {"true": True, "false": False}[text.lower()]
         return int(text) if kind == "int" else float(text) if kind == "float" else text
     except (ValueError, KeyError):
-        raise ConfigError(f"`--set {name}={text}`: `{text}` is not a {kind}") from None
+        example = {"int": "16", "float": "1e-5", "bool": "true"}[kind]
+        raise ConfigError(
+            f"`--set {name}={text}`: `{text}` is not a value of type {kind}", f"e.g. `--set {name}={example}`"
+        ) from None

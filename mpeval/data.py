@@ -60,7 +60,10 @@ def _from_folder(card: Card, folder: Path) -> tuple[bytes, str]:
         if path.is_file():
             return path.read_bytes(), str(path)
     if not folder.is_dir():
-        raise DataError(f"no such data folder: `{folder}` does not exist", f"it should hold `{card.file}`")
+        problem = (
+            f"`{folder}` is not a folder" if folder.exists() else f"no such data folder: `{folder}` does not exist"
+        )
+        raise DataError(problem, f"it should hold `{card.file}`")
     found = sorted(item.name for item in folder.iterdir())
     raise DataError(
         f"no {card.title} data in `{folder}`: expected `{card.file}`",
@@ -113,5 +116,7 @@ def _field(line: str, field: str, source: str, number: int) -> str:
             f'each line is one JSON object such as {{"{field}": "..."}}',
         ) from error
     if not isinstance(value, str) or not value.strip():
-        raise DataError(f"`{source}` line {number}: `{field}` is empty or no text")
+        raise DataError(
+            f"`{source}` line {number}: `{field}` is empty or no text", "each row is a passage; remove or mend the line"
+        )
     return value

@@ -18,7 +18,7 @@ class MpevalError(Exception):
 
     exit_code = 1
 
-    def __init__(self, message: str, hint: str = "") -> None:
+    def __init__(self, message: str, hint: str) -> None:
         """Keep `message` (one line, no full stop) and `hint` (the next thing to do)."""
         super().__init__(message)
         self.message = message
@@ -63,5 +63,7 @@ def suggest(name: str, known: list[str]) -> str:
     """Say the nearest of `known` names as a hint, or list them all."""
     import difflib
 
+    if not known:
+        return "there are none"
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean `{close[0]}`?" if close else f"known: {', '.join(f'`{item}`' for item in known)}"

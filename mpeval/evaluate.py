@@ -10,7 +10,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from mpeval.checkpoint.sharded import ShardedCheckpoint, combine_digests
 from mpeval.data import Data, load_data
 from mpeval.errors import CheckpointError, UsageError
 from mpeval.journal import Journal
+from mpeval.leaderboard import append, check_store, records_of
 from mpeval.parallel.group import broadcast_object, gather_objects
 from mpeval.results import CheckpointInfo, DataInfo, Layout, Result, RunResults, now
 from mpeval.tasks.base import Item, Sample, Task, build_task
@@ -73,6 +74,7 @@ def run(options: Options) -> None:
     """Evaluate with as many ranks as asked for: here, as new local processes, or as one of torchrun's or Slurm's."""
     import os
 
+    options = replace(options, device=_device(options.device))
     world = launch.world_of(os.environ)
     tp, dp = launch.sizes(options.tp, options.dp, world)
     if world is None and tp * dp > 1:
@@ -85,7 +87,7 @@ def run(options: Options) -> None:
 def run_rank(world: launch.World | None, options: Options) -> None:
     """Evaluate as one rank; every rank holds the same plan, rank 0 writes and prints."""
     tp, dp = launch.sizes(options.tp, options.dp, world)
-    with launch.joined(world, tp=tp, dp=dp, device=_device(options.device)) as group:
+    with launch.joined(world, tp=tp, dp=dp, device=options.device) as group:
         made = plan(options, tp)
         results = evaluate(made, options, group)
         if group.world.rank == 0:
@@ -109,6 +111,8 @@ def plan(options: Options, tp: int) -> Plan:
     chosen = select(list(options.tasks))
     if options.limit is not None and options.limit < 1:
         raise UsageError(f"`--limit {options.limit}` leaves nothing to score", "give 1 or more")
+    if options.record:
+        check_store(options.record)
     checkpoint = open_checkpoint(options.checkpoint, dict(options.settings))
     checkpoint.config.check_ranks(tp)
     unknown = checkpoint.config.origins.get("vocab") == UNKNOWN_VOCAB
@@ -312,8 +316,6 @@ def _publish(results: RunResults, options: Options) -> None:
     if not options.quiet:
         results_table(results, stderr=options.json)
     if options.record:
-        from mpeval.leaderboard import append, records_of
-
         added = append(options.record, records_of(results))
         line(f"{added} record{'s' * (added != 1)} added to {options.record}", stderr=options.json)
     if options.output and not options.quiet:

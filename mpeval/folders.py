@@ -40,8 +40,9 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         raise unwritable(path, error) from error
 
 
-def unwritable(path: Path, error: OSError) -> OutputError:
+def unwritable(path: Path, error: OSError, option: str = "--output") -> OutputError:
     """Describe why `path` cannot be written."""
+    kind = "folder" if option == "--output" else "file"
     return OutputError(
-        f"cannot write `{path}`: {error.strerror or error}", "give a folder you may write to by `--output`"
+        f"cannot write `{path}`: {error.strerror or error}", f"give a {kind} you may write to by `{option}`"
     )

@@ -44,8 +44,8 @@ class Journal:
         known: dict[str, Any] = {}
         if path.is_file():
             try:
-                known = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError as error:
+                known = dict(json.loads(path.read_text(encoding="utf-8")).items())
+            except (ValueError, AttributeError) as error:
                 raise OutputError(f"`{path}` is damaged: {error}", "give another folder by `--output`") from error
         for key, value in identity.items():
             if key in known and known[key] != value:

@@ -92,10 +92,10 @@ def _numbers(environment: Mapping[str, str], names: tuple[str, ...], defaults: M
 
 def first_host(nodes: str) -> str:
     """Return the first host of a Slurm node list: `gpu[003-007,9],login` begins with `gpu003`."""
-    match = re.match(r"([^,\[]+)(?:\[(\d+)[^\]]*\])?", nodes)
+    match = re.match(r"(?:[^,\[]|\[[^\]]*\])+", nodes)
     if not match:
         raise LaunchError("Slurm's node list is empty, so the ranks cannot meet", "set `MASTER_ADDR`")
-    return match[1] + (match[2] or "")
+    return re.sub(r"\[(\d+)[^\]]*\]", r"\1", match[0])
 
 
 def sizes(tp: int | None, dp: int | None, world: World | None) -> tuple[int, int]:
@@ -286,5 +286,4 @@ def describe(error: BaseException, world: World | None = None) -> str:
 
 def format_error(error: MpevalError) -> str:
     """Return `error: ...`, a blank line and `hint: ...`."""
-    hint = f"\nhint: {error.hint}\n" if error.hint else ""
-    return f"error: {error.message}\n{hint}"
+    return f"error: {error.message}\n\nhint: {error.hint}\n"

@@ -5,12 +5,13 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import math
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
@@ -18,7 +19,6 @@ from mpeval.errors import DataError
 from mpeval.folders import data_folder, unwritable, write_atomically
 from mpeval.results import CheckpointInfo, DataInfo, Layout, Metric, Result, RunResults, Strict
 
-RECORD_SCHEMA = "mpeval.result/1"
 UNRANKED = ("partial", "sample-rows", "modified-data", "window-", "truncated", "megatron-exact")
 """A result with a flag that begins like one of these is shown, but never ranked against the published set."""
 
@@ -26,8 +26,8 @@ UNRANKED = ("partial", "sample-rows", "modified-data", "window-", "truncated", "
 class Record(Strict):
     """One measured number (the primary metric of one result), with what it takes to believe it."""
 
-    schema_: str = RECORD_SCHEMA
-    kind: str = "measured"
+    schema_: Literal["mpeval.result/1"] = "mpeval.result/1"
+    kind: Literal["measured"] = "measured"
     record_id: str = ""
     created_at: str
     task: str
@@ -65,10 +65,15 @@ class Record(Strict):
         return {"schema": content.pop("schema_"), **content}
 
     @property
-    def measured(self) -> tuple[Any, ...]:
-        """What was measured and what came out: equal for a run repeated in any layout."""
-        slot = (self.protocol, self.protocol_version, self.metric.name, self.data.digest, self.model.digest)
-        return (*slot, self.dtype, self.n, self.metric.value)
+    def slot(self) -> tuple[Any, ...]:
+        """What was measured: equal for a run repeated in any layout."""
+        weights = (self.model.digest, self.model.gelu, self.model.vocab, self.tokenizer_digest, self.dtype)
+        what = (self.protocol, self.protocol_version, self.metric.name, self.data.digest, self.n)
+        return (*what, *weights, *sorted(self.flags))
+
+    def repeats(self, other: Record) -> bool:
+        """Tell whether `other` is the same measurement with the same outcome, up to the order of summation."""
+        return self.slot == other.slot and math.isclose(self.metric.value, other.metric.value, rel_tol=1e-6)
 
     @property
     def ranked(self) -> bool:
@@ -121,6 +126,17 @@ def _locked(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def check_store(path: Path) -> None:
+    """Refuse a file that is no leaderboard, or a place that no file can be in, before anything is computed."""
+    if path.exists():
+        list(_whole_records(path))
+    for folder in path.parents:
+        if folder.exists():
+            if not folder.is_dir():
+                raise unwritable(path, NotADirectoryError(0, f"`{folder}` is not a folder"), "--record")
+            break
+
+
 def append(path: Path, records: Sequence[Record]) -> int:
     """Add records to a store under a lock, each a whole line, flushed to disk; return how many were new.
 
@@ -129,8 +145,8 @@ def append(path: Path, records: Sequence[Record]) -> int:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path):
-            known = {record.measured for record in read(path)} if path.exists() else set()
-            new = [record for record in records if record.measured not in known]
+            known = list(_whole_records(path)) if path.exists() else []
+            new = [record for record in records if not any(record.repeats(old) for old in known)]
             data = "".join(record.line() + "\n" for record in new).encode()
             with path.open("ab+") as file:
                 size = file.seek(0, os.SEEK_END)
@@ -140,7 +156,7 @@ def append(path: Path, records: Sequence[Record]) -> int:
                 file.flush()
                 os.fsync(file.fileno())
     except OSError as error:
-        raise unwritable(path, error) from error
+        raise unwritable(path, error, "--record") from error
     return len(new)
 
 
@@ -153,10 +169,22 @@ def read(path: Path) -> list[Record]:
     if not path.is_file():
         raise DataError(f"no leaderboard at `{path}`", "`mpeval evaluate ... --record FILE` begins one")
     records = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n"), start=1):
         if line:
             records.append(_parse(line, path, number))
     return records
+
+
+def _whole_records(path: Path) -> Iterator[Record]:
+    """Yield the records that can be read; a damaged line must not keep a finished run from being added."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    found = 0
+    for line in text.split("\n"):
+        with suppress(DataError):
+            yield _parse(line, path, 0)
+            found += 1
+    if text.strip() and not found:
+        raise DataError(f"`{path}` is a file of something else: it holds no record", "give another file by `--record`")
 
 
 def _parse(line: str, path: Path, number: int) -> Record:
@@ -239,7 +267,8 @@ def _html(content: list[dict[str, Any]]) -> str:
 def _markdown(content: list[dict[str, Any]]) -> str:
     lines = ["# Leaderboard", "", "Measured by mpeval; made from `results.jsonl` by `mpeval leaderboard publish`.", ""]
     for board in content:
-        lines += [f"## {board['title']}: `{board['protocol']}`", "", f"{board['metric']}, {board['arrow']}", ""]
+        lines += [f"## {_cell(board['title'])}: {_cell(board['protocol'])}", ""]
+        lines += [f"{_cell(board['metric'])}, {board['arrow']}", ""]
         lines += ["| " + " | ".join(HEADINGS.get(column, column) for column in COLUMNS) + " |"]
         lines += ["|" + " --- |" * len(COLUMNS)]
         lines += ["| " + " | ".join(_cell(row[column]) for column in COLUMNS) + " |" for row in board["rows"]]

@@ -84,7 +84,10 @@ def score_batch(model: GPT, requests: Sequence[Request], *, megatron_exact: bool
 def _fit(request: Request, context: int) -> tuple[np.ndarray, int]:
     """Join context and target, cut on the left to what the model can read; return the tokens and how many went."""
     if not len(request.context) or not len(request.target):
-        raise DataError("a request needs at least one token of context and one of target")
+        raise DataError(
+            "a request needs at least one token of context and one of target",
+            "begin an empty context with the end-of-text token",
+        )
     if len(request.target) > context:
         raise DataError(
             f"a target of {len(request.target)} tokens does not fit the model's context of {context}",

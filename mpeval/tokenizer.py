@@ -54,7 +54,10 @@ class Tokenizer:
         """The id of `<|endoftext|>`."""
         token = self.backend.token_to_id(END_OF_TEXT)
         if token is None:
-            raise TokenizerError(f"`{self.path}` has no `{END_OF_TEXT}` token, which this protocol begins texts with")
+            raise TokenizerError(
+                f"`{self.path}` has no `{END_OF_TEXT}` token, which this protocol begins texts with",
+                "choose another protocol, or the checkpoint's own tokenizer",
+            )
         return int(token)
 
 

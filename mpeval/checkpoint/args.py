@@ -9,6 +9,7 @@ from typing import Any
 from mpeval.config import ModelConfig, head_candidates
 from mpeval.errors import CheckpointError, ConfigError
 
+SUPPORTED = "supported: GPT-2 as in the Megatron-LM paper, with learned positions, layer norm and GELU"
 UNSUPPORTED: tuple[tuple[str, tuple[Any, ...], str], ...] = (
     ("num_experts", (None, 0), "mixture of experts"),
     ("multi_latent_attention", (None, False), "multi-latent attention"),
@@ -26,19 +27,33 @@ UNSUPPORTED: tuple[tuple[str, tuple[Any, ...], str], ...] = (
 """(argument, values this reader handles, what any other value means)."""
 
 
+_WRONG = "a shard is missing or belongs to another model, or a `--set` value is wrong"
+
+
+def whole_number(args: Mapping[str, Any], name: str, path: Path) -> int | None:
+    """Return an argument that must be a whole number or absent."""
+    value = args.get(name)
+    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
+        return value
+    raise CheckpointError(
+        f"`{path}` says `{name}` is `{value}`, not a whole number", "the file's arguments are damaged"
+    )
+
+
 def refuse_unsupported(args: Mapping[str, Any], path: Path) -> None:
     """Refuse a model that would be computed wrongly, naming the argument that says so."""
     for name, handled, what in UNSUPPORTED:
         if args.get(name) not in handled:
             raise CheckpointError(
                 f"`{path}` holds a model with {what} (`{name}` is `{args[name]}`), which this version cannot compute",
-                "supported: GPT-2 as in the Megatron-LM paper, with learned positions, layer norm and GELU",
+                SUPPORTED,
             )
     heads, groups = args.get("num_attention_heads"), args.get("num_query_groups")
     if args.get("group_query_attention") and groups not in {None, heads}:
         raise CheckpointError(
             f"`{path}` holds a model with grouped queries ({groups} groups of {heads} heads), which this version "
-            "cannot compute"
+            "cannot compute",
+            SUPPORTED,
         )
 
 
@@ -67,11 +82,17 @@ class _Gather:
                 self.values[name], self.origins[name] = value, origin
                 return
 
-    def arg(self, *names: str) -> tuple[Any, str]:
+    def arg(self, *names: str, kind: Any = int) -> tuple[Any, str]:
         """Return the first of several spellings of an argument that the file has, with its origin."""
         for name in names:
-            if self.args.get(name) is not None:
-                return self.args[name], f"args.{name}"
+            value = self.args.get(name)
+            if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
+                return value, f"args.{name}"
+            if value is not None:
+                raise CheckpointError(
+                    f"`{self.path}` says `{name}` is `{value}`, which is no {getattr(kind, '__name__', 'number')}",
+                    "the file's arguments are damaged; the value can be given by `--set`",
+                )
         return None, ""
 
     def require(self, name: str, candidates: list[Any]) -> None:
@@ -100,6 +121,8 @@ def config_of(
     for name in ("embedding.word.weight", "embedding.position.weight", "layers.0.mlp.up.weight"):
         if name not in shapes:
             raise CheckpointError(f"`{path}` has no tensor `{name}`", "it is incomplete, or no GPT-2 model")
+    if len(shapes["embedding.word.weight"]) != 2:
+        raise CheckpointError(f"`{path}`: `embedding.word.weight` has shape {shapes['embedding.word.weight']}", _WRONG)
     rows, hidden = shapes["embedding.word.weight"]
     layers = 1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("layers."))
     take = _Gather(args, overrides, path)
@@ -111,12 +134,12 @@ def config_of(
     take.put("padded_vocab", (rows, "shapes"))
     take.put("vocab", take.arg("vocab_size"), (rows, UNKNOWN_VOCAB))
     take.put("gelu", gelu_of(args) or (None, ""))
-    take.put("eps", take.arg("norm_epsilon", "layernorm_epsilon"), (1e-5, "default"))
-    untied = take.arg("untie_embeddings_and_output_weights")
+    take.put("eps", take.arg("norm_epsilon", "layernorm_epsilon", kind=int | float), (1e-5, "default"))
+    untied = take.arg("untie_embeddings_and_output_weights", kind=bool)
     take.put("tied", (not untied[0], untied[1]) if untied[1] else ("head.weight" not in shapes, "shapes"))
-    take.put("dropout", take.arg("hidden_dropout"), (0.1, "default"))
-    take.put("attention_dropout", take.arg("attention_dropout"), (0.1, "default"))
-    take.put("init_std", take.arg("init_method_std"), (0.02, "default"))
+    take.put("dropout", take.arg("hidden_dropout", kind=int | float), (0.1, "default"))
+    take.put("attention_dropout", take.arg("attention_dropout", kind=int | float), (0.1, "default"))
+    take.put("init_std", take.arg("init_method_std", kind=int | float), (0.02, "default"))
     take.require("heads", head_candidates(hidden))
     take.require("gelu", ["tanh", "erf"])
     config = ModelConfig(**take.values, origins=take.origins)
@@ -144,12 +167,12 @@ def _check_shapes(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], pa
     if missing or surplus:
         parts = [f"missing {_some(missing)}"] if missing else []
         parts += [f"left over {_some(surplus)}"] if surplus else []
-        raise CheckpointError(f"`{path}` does not hold the model its arguments describe: {'; '.join(parts)}")
+        raise CheckpointError(f"`{path}` does not hold the model its arguments describe: {'; '.join(parts)}", _WRONG)
     for name, shape in expected.items():
         if shapes[name] != shape:
             raise CheckpointError(
                 f"`{path}`: tensor `{name}` has shape {list(shapes[name])}, the configuration says {list(shape)}",
-                "a shard is missing or belongs to another model, or a `--set` value is wrong",
+                _WRONG,
             )
 
 

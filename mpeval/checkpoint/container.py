@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,7 @@ ITEM_SIZES = {
     "uint8": 1,
     "bool": 1,
 }
+AGAIN = "copy the file again and compare sizes"
 CHUNK_BYTES = 8 << 20
 """At most this much of a file is mapped at a time, so that loading needs little more memory than the model."""
 
@@ -111,35 +113,33 @@ def open_torch_file(path: Path) -> TorchFile:
     Raises:
         CheckpointError: truncated, not a zip container, hostile, or a tensor that lies outside its storage.
     """
-    if not zipfile.is_zipfile(path):
-        raise _not_a_container(path)
     try:
+        if not zipfile.is_zipfile(path):
+            raise _not_a_container(path)
         with zipfile.ZipFile(path) as archive:
-            entries = {info.filename: info for info in archive.infolist()}
-            pickles = [name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")]
-            if len(pickles) != 1:
-                raise CheckpointError(
-                    f"`{path}` is a zip file but no torch checkpoint: it has {len(pickles)} `data.pkl`",
-                    f"found instead: {', '.join(list(entries)[:5]) or 'nothing'}",
-                )
-            decoded = unpickle(archive.read(pickles[0]), path)
-    except (zipfile.BadZipFile, OSError, EOFError) as error:
-        raise CheckpointError(f"`{path}` is damaged: {error}", "copy the file again and compare sizes") from error
+            return _decode(path, archive)
+    # A damaged directory makes zipfile raise any of these, according to which byte is wrong.
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, RuntimeError, LookupError) as error:
+        raise CheckpointError(f"`{path}` is damaged: {error}", AGAIN) from error
+
+
+def _decode(path: Path, archive: zipfile.ZipFile) -> TorchFile:
+    entries = {info.filename: info for info in archive.infolist()}
+    pickles = [name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")]
+    if len(pickles) != 1:
+        raise CheckpointError(
+            f"`{path}` is a zip file but no torch checkpoint: it has {len(pickles)} `data.pkl`",
+            f"found instead: {', '.join(list(entries)[:5]) or 'nothing'}",
+        )
     prefix = pickles[0].removesuffix("data.pkl")
-    if _byte_order(path, prefix, entries) == "big":
+    if prefix + "byteorder" in entries and archive.read(prefix + "byteorder") != b"little":
         raise CheckpointError(f"`{path}` was written on a big-endian machine", "save it again on a little-endian one")
-    places = _Places(path, prefix, entries)
+    decoded = unpickle(archive.read(pickles[0]), path)
     try:
-        return TorchFile(path=path, value=places.resolve(decoded.value), globals=decoded.globals)
+        value = _Places(path, prefix, entries).resolve(decoded.value)
     except RecursionError:
-        raise CheckpointError(f"`{path}` nests its values too deeply for a checkpoint") from None
-
-
-def _byte_order(path: Path, prefix: str, entries: dict[str, zipfile.ZipInfo]) -> str:
-    if prefix + "byteorder" not in entries:
-        return "little"
-    with zipfile.ZipFile(path) as archive:
-        return archive.read(prefix + "byteorder").decode("ascii", "replace")
+        raise CheckpointError(f"`{path}` nests its values too deeply for a checkpoint", AGAIN) from None
+    return TorchFile(path=path, value=value, globals=decoded.globals)
 
 
 def _not_a_container(path: Path) -> CheckpointError:
@@ -149,7 +149,7 @@ def _not_a_container(path: Path) -> CheckpointError:
     if head.startswith(b"PK"):
         return CheckpointError(
             f"`{path}` is truncated: its {size} bytes begin as a torch zip file but have no directory at the end",
-            "copy the file again and compare sizes",
+            AGAIN,
         )
     if b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19" in head:
         return CheckpointError(
@@ -200,7 +200,7 @@ class _Places:
         if negative or (not empty and reach > ref.storage.elements):
             raise CheckpointError(
                 f"`{self.path}` is damaged: a tensor of shape {list(ref.shape)} reaches outside its storage",
-                "copy the file again and compare sizes",
+                AGAIN,
             )
         item = ITEM_SIZES[ref.storage.dtype]
         return StoredTensor(
@@ -220,11 +220,11 @@ class _Places:
             found = "is missing" if entry is None else "is compressed or too short"
             raise CheckpointError(
                 f"`{self.path}` is damaged: the data of tensor storage `{storage.key}` {found}",
-                "copy the file again and compare sizes",
+                AGAIN,
             )
         start = self._data_offset(entry)
         if start + needed > self.size:
-            raise CheckpointError(f"`{self.path}` is truncated", "copy the file again and compare sizes")
+            raise CheckpointError(f"`{self.path}` is truncated", AGAIN)
         self.starts[storage.key] = start
         return start
 
@@ -233,6 +233,6 @@ class _Places:
         with self.path.open("rb") as file:
             header = os.pread(file.fileno(), 30, entry.header_offset)
         if len(header) != 30 or not header.startswith(b"PK\x03\x04"):
-            raise CheckpointError(f"`{self.path}` is damaged: a zip entry has no header", "copy the file again")
+            raise CheckpointError(f"`{self.path}` is damaged: a zip entry has no header", AGAIN)
         name, extra = int.from_bytes(header[26:28], "little"), int.from_bytes(header[28:30], "little")
         return entry.header_offset + 30 + name + extra

@@ -9,15 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mpeval.checkpoint.args import config_of
+from mpeval.checkpoint.args import SUPPORTED, config_of, whole_number
 from mpeval.checkpoint.container import StoredTensor, open_torch_file
 from mpeval.checkpoint.locate import Location, check_grid, locate
 from mpeval.checkpoint.names import TIED_COPY, Naming, canonical_name, layer_index, naming_of, plain_spelling
 from mpeval.checkpoint.sharded import Accounted, LogicalTensor, ShardedCheckpoint
 from mpeval.checkpoint.unpickle import Stub
+from mpeval.config import DTYPES
 from mpeval.errors import CheckpointError
 from mpeval.parallel.layout import cut_of
 
+_NEEDED = "a Megatron checkpoint is a dictionary with an entry `model`; pass the file that training wrote"
+_VERSIONS = "versions 2.0 and 3.0 are read; load and save it once with a Megatron-LM of 2021 or later"
+_MIXED = "files of two checkpoints are mixed, or one is damaged; copy all shards again"
 OTHER_ENTRIES = {
     "optimizer": "optimizer state",
     "opt_param_scheduler": "learning-rate schedule",
@@ -82,7 +86,7 @@ def open_checkpoint(path: str | Path, overrides: Mapping[str, Any] | None = None
         root=location.root,
         format=naming,
         version=version,
-        iteration=int(first.other.get("iteration", first.other.get("total_iters", 0)) or 0),
+        iteration=_iteration_of(first),
         release=location.folder.name == "release",
         grid=(location.tp, location.pp),
         config=config_of(args, shapes, overrides or {}, location.folder),
@@ -96,10 +100,13 @@ def open_checkpoint(path: str | Path, overrides: Mapping[str, Any] | None = None
 def _open_shard(path: Path, tp: int, pp: int) -> _Shard:
     content = open_torch_file(path).value
     if not isinstance(content, dict):
-        raise CheckpointError(f"`{path}` holds no dictionary, so no Megatron checkpoint")
+        raise CheckpointError(f"`{path}` holds no dictionary, so no Megatron checkpoint", _NEEDED)
     if "model" not in content:
         if "model0" in content:
-            raise CheckpointError(f"`{path}` holds virtual pipeline chunks, which this version does not read")
+            raise CheckpointError(
+                f"`{path}` holds virtual pipeline chunks, which this version does not read",
+                "save it from a run without `--num-layers-per-virtual-pipeline-stage`",
+            )
         keys = ", ".join(f"`{key}`" for key in list(content)[:8])
         raise CheckpointError(f"`{path}` has no `model` entry", f"found: {keys or 'nothing'}")
     tensors: dict[str, StoredTensor] = {}
@@ -135,31 +142,42 @@ def _args_of(shard: _Shard) -> dict[str, Any]:
 
 
 def _check_args_grid(args: Mapping[str, Any], location: Location) -> None:
-    tp = args.get("tensor_model_parallel_size", args.get("model_parallel_size")) or location.tp
-    pp = args.get("pipeline_model_parallel_size") or location.pp
+    names = ("tensor_model_parallel_size", "model_parallel_size")
+    tp = next(filter(None, (whole_number(args, name, location.folder) for name in names)), location.tp)
+    pp = whole_number(args, "pipeline_model_parallel_size", location.folder) or location.pp
     if tp < location.tp or pp < location.pp:
         raise CheckpointError(
             f"`{location.folder}` holds {location.tp} x {location.pp} shards, its arguments say {tp} x {pp}",
             "files of two checkpoints are mixed in one folder; remove the surplus ones",
         )
-    check_grid(location.folder, location.files, int(tp), int(pp))
+    check_grid(location.folder, location.files, tp, pp)
 
 
 def _version_of(shard: _Shard) -> float:
-    version = float(shard.other.get("checkpoint_version") or 0)
-    if version < 2.0:
+    stored = shard.other.get("checkpoint_version") or 0
+    if not isinstance(stored, int | float):
+        raise CheckpointError(f"`{shard.path}` has checkpoint version `{stored}`, not a number", _VERSIONS)
+    version = float(stored)
+    if not 2.0 <= version <= 3.0:
         raise CheckpointError(
             f"`{shard.path}` has checkpoint version {version:g}, whose QKV rows this version does not put in order",
-            "versions 2.0 and 3.0 are read; load and save it once with a Megatron-LM of 2021 or later",
+            _VERSIONS,
         )
     return version
+
+
+def _iteration_of(shard: _Shard) -> int:
+    stored = shard.other.get("iteration", shard.other.get("total_iters")) or 0
+    if not isinstance(stored, int):
+        raise CheckpointError(f"`{shard.path}` has iteration `{stored}`, not a number", _NEEDED)
+    return stored
 
 
 def _naming(shards: Mapping[tuple[int, int], _Shard], location: Location) -> Naming:
     names = [name for shard in shards.values() for name in shard.tensors]
     naming = naming_of(names)
     if any(re.match(r"(model\.)?(lm_head|encoder)\.|binary_head|.*tokentype", name) for name in names):
-        raise CheckpointError(f"`{location.folder}` holds a BERT model, which this version cannot evaluate")
+        raise CheckpointError(f"`{location.folder}` holds a BERT model, which this version cannot evaluate", SUPPORTED)
     if naming is None:
         raise CheckpointError(
             f"`{location.folder}` holds no GPT model that this version knows",
@@ -174,7 +192,9 @@ def _layer_offsets(shards: Mapping[tuple[int, int], _Shard], naming: Naming, loc
     for pp in range(location.pp):
         found = {layer_index(name, naming) for name in shards[0, pp].tensors} - {None}
         if found != set(range(len(found))):
-            raise CheckpointError(f"`{shards[0, pp].path}` has layers {sorted(map(str, found))}, not one run from 0")
+            raise CheckpointError(
+                f"`{shards[0, pp].path}` has layers {sorted(map(str, found))}, not one run from 0", _MIXED
+            )
         offsets[pp] = total
         total += len(found)
     return offsets
@@ -204,7 +224,7 @@ def _merge(
                     "it is of another kind of model, or a newer format; nothing was evaluated",
                 )
             if shard.tp in parts[name]:
-                raise CheckpointError(f"`{shard.path}` holds `{name}` a second time")
+                raise CheckpointError(f"`{shard.path}` holds `{name}` a second time", _MIXED)
             parts[name][shard.tp] = tensor
             entries.append(Accounted(file=file, stored=stored, name=name, reason=""))
     tensors = {name: _logical(name, found, location) for name, found in parts.items()}
@@ -221,15 +241,19 @@ def _logical(name: str, found: Mapping[int, StoredTensor], location: Location) -
     """Join one tensor's shards in rank order; replicated tensors keep their copies for comparison."""
     missing = [str(tp) for tp in range(location.tp) if tp not in found]
     if missing:
-        raise CheckpointError(f"`{location.folder}`: tensor `{name}` is missing on tensor rank {', '.join(missing)}")
+        raise CheckpointError(
+            f"`{location.folder}`: tensor `{name}` is missing on tensor rank {', '.join(missing)}", _MIXED
+        )
     parts = tuple(found[tp] for tp in range(location.tp))
+    if parts[0].dtype not in {"float64", *DTYPES}:
+        raise CheckpointError(f"`{location.folder}`: `{name}` is of dtype {parts[0].dtype}, no weight's", _MIXED)
     dim = cut_of(name).dim
     if len({part.dtype for part in parts}) > 1:
-        raise CheckpointError(f"`{location.folder}`: `{name}` has shards of different dtypes")
+        raise CheckpointError(f"`{location.folder}`: `{name}` has shards of different dtypes", _MIXED)
     shape = parts[0].shape
     if dim is None:
         return LogicalTensor(name=name, shape=shape, dtype=parts[0].dtype, dim=None, parts=parts[:1], copies=parts[1:])
     if dim >= len(shape) or len({part.shape for part in parts}) > 1:
-        raise CheckpointError(f"`{location.folder}`: the shards of `{name}` have unequal shapes")
+        raise CheckpointError(f"`{location.folder}`: the shards of `{name}` have unequal shapes", _MIXED)
     full = (*shape[:dim], shape[dim] * len(parts), *shape[dim + 1 :])
     return LogicalTensor(name=name, shape=full, dtype=parts[0].dtype, dim=dim, parts=parts)

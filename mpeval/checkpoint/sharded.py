@@ -121,7 +121,9 @@ class ShardedCheckpoint:
     def tensor(self, name: str) -> LogicalTensor:
         """Return the full tensor called `name` (mpeval's canonical name)."""
         if name not in self.tensors:
-            raise CheckpointError(f"`{self.path}` has no tensor `{name}`")
+            raise CheckpointError(
+                f"`{self.path}` has no tensor `{name}`", f"it has: {', '.join(list(self.tensors)[:6])}, ..."
+            )
         return self.tensors[name]
 
     def accounting(self) -> tuple[Accounted, ...]:
@@ -151,7 +153,10 @@ class ShardedCheckpoint:
         import torch
 
         if left.shape != right.shape:
-            raise CheckpointError(f"`{self.path}`: {what} has copies of shapes {left.shape} and {right.shape}")
+            raise CheckpointError(
+                f"`{self.path}`: {what} has copies of shapes {list(left.shape)} and {list(right.shape)}",
+                "files of two checkpoints are mixed, or one is damaged; copy all shards again",
+            )
         for ours, theirs in zip(left.pieces(), right.pieces(), strict=True):
             if not torch.equal(ours, theirs):
                 gap = (ours.double() - theirs.double()).abs().max().item()

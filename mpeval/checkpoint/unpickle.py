@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, NoReturn
 
 from mpeval.errors import CheckpointError
 
@@ -80,15 +80,13 @@ class Stub:
         return f"<{self.qualified}>"
 
 
-@dataclass(frozen=True, slots=True)
-class StorageKind:
+class StorageKind(NamedTuple):
     """The element type of a pickled storage: `torch.FloatStorage` stands for `float32`."""
 
     dtype: str
 
 
-@dataclass(frozen=True, slots=True)
-class StorageRef:
+class StorageRef(NamedTuple):
     """One storage of the file: where it is (`key`), of what type and how many elements."""
 
     key: str
@@ -96,8 +94,7 @@ class StorageRef:
     elements: int
 
 
-@dataclass(frozen=True, slots=True)
-class TensorRef:
+class TensorRef(NamedTuple):
     """A tensor as the pickle describes it: a strided view of a storage, no data read."""
 
     storage: StorageRef
@@ -166,11 +163,29 @@ class _Inert(pickle.Unpickler):
 
 
 _DTYPES = frozenset(STORAGES.values())
+
+
+class _StandIn:
+    """A function that a pickle may call but, unlike a plain function, may not set attributes of."""
+
+    __slots__ = ("call",)
+    call: Callable[..., object]
+
+    def __init__(self, call: Callable[..., object]) -> None:
+        object.__setattr__(self, "call", call)
+
+    def __call__(self, *args: object) -> object:
+        return self.call(*args)
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"a pickle tried to set `{name}` of a function")
+
+
 _KNOWN: dict[str, Callable[..., object] | type] = {
     "collections.OrderedDict": OrderedDict,
     "torch.Size": tuple,
-    "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
-    "torch._utils._rebuild_parameter": _rebuild_parameter,
+    "torch._utils._rebuild_tensor_v2": _StandIn(_rebuild_tensor),
+    "torch._utils._rebuild_parameter": _StandIn(_rebuild_parameter),
 }
 
 

@@ -51,9 +51,12 @@ def write_megatron(
         CheckpointError: sizes that do not divide, or an iteration that is already there.
     """
     config.check_ranks(tp)
+    if version not in {2.0, 3.0}:
+        raise CheckpointError(f"checkpoint version {version} cannot be written", "give 2.0 or 3.0")
     if config.layers % pp or config.padded_vocab % tp:
         raise CheckpointError(
-            f"{config.layers} layers and {config.padded_vocab} rows cannot be cut into {pp} stages of {tp} shards"
+            f"{config.layers} layers and {config.padded_vocab} rows cannot be cut into {pp} stages of {tp} shards",
+            "choose a pipeline size that divides the layers, a tensor size that divides the padded vocabulary",
         )
     folder = root / f"iter_{iteration:07d}"
     if folder.exists():

@@ -53,13 +53,10 @@ def token_scores(logits: Tensor, targets: Tensor, *, first: int, axis: Axis) -> 
     """
     logits = logits.float()
     peak, where = _max_or_floor(logits)
-    if axis.ranks == 1:
-        picked, _ = _own_target(logits, targets, first)
-        return TokenScores(picked - torch.logsumexp(logits, dim=-1), where + first)
     top = all_reduced(peak, axis, "max")
-    sums = (logits - top.unsqueeze(-1)).exp().sum(dim=-1)
-    picked, owned = _own_target(logits - top.unsqueeze(-1), targets, first)
-    total, target = all_reduced(torch.stack([sums, picked.masked_fill(~owned, 0.0)]), axis)
+    sums = (logits - top.unsqueeze(-1)).exp_().sum(dim=-1)
+    picked, owned = _own_target(logits, targets, first)
+    total, target = all_reduced(torch.stack([sums, torch.where(owned, picked - top, 0.0)]), axis)
     best = all_reduced(torch.where(peak == top, where + first, torch.iinfo(torch.int64).max), axis, "min")
     return TokenScores(target - total.log(), best)
 

@@ -95,7 +95,9 @@ class WikiText:
         text = detokenize(data.text)
         ids, offsets = tokenizer.encode_with_offsets(text)
         if len(ids) < 2 or self.original_tokens < 2:
-            raise DataError(f"`{data.source}` is too short to measure perplexity on")
+            raise DataError(
+                f"`{data.source}` is too short to measure perplexity on", "give a text of at least two words"
+            )
         self.tokens = np.asarray(ids, dtype=np.int64)
         self.documents = _documents(text, offsets)
         self.bounds = list(windows(len(ids), self.window, self.stride))
