@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,22 +75,25 @@ class _Gather:
         self.values: dict[str, Any] = {}
         self.origins: dict[str, str] = {}
 
-    def put(self, name: str, *sources: tuple[Any, str]) -> None:
-        """Set `name` from the first source that has a value."""
-        for value, origin in ((self.overrides.get(name), "--set"), *sources):
-            if value is not None:
-                self.values[name], self.origins[name] = value, origin
-                return
+    def put(self, name: str, *spellings: str, kind: Any = int, otherwise: tuple[Any, str] = (None, "")) -> None:
+        """Set `name` from the user, else from the first argument of `spellings` that is there, else `otherwise`."""
+        if name in self.overrides:
+            self.values[name], self.origins[name] = self.overrides[name], "--set"
+            return
+        value, origin = self._argument(spellings, kind)
+        if value is None:
+            value, origin = otherwise
+        if value is not None:
+            self.values[name], self.origins[name] = value, origin
 
-    def arg(self, *names: str, kind: Any = int) -> tuple[Any, str]:
-        """Return the first of several spellings of an argument that the file has, with its origin."""
-        for name in names:
-            value = self.args.get(name)
+    def _argument(self, spellings: Sequence[str], kind: Any) -> tuple[Any, str]:
+        for spelling in spellings:
+            value = self.args.get(spelling)
             if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
-                return value, f"args.{name}"
+                return value, f"args.{spelling}"
             if value is not None:
                 raise CheckpointError(
-                    f"`{self.path}` says `{name}` is `{value}`, which is no {getattr(kind, '__name__', 'number')}",
+                    f"`{self.path}` says `{spelling}` is `{value}`, which is no {getattr(kind, '__name__', 'number')}",
                     "the file's arguments are damaged; the value can be given by `--set`",
                 )
         return None, ""
@@ -126,26 +129,31 @@ def config_of(
     rows, hidden = shapes["embedding.word.weight"]
     layers = 1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("layers."))
     take = _Gather(args, overrides, path)
-    take.put("layers", take.arg("num_layers"), (layers, "shapes"))
-    take.put("hidden", take.arg("hidden_size"), (hidden, "shapes"))
-    take.put("heads", take.arg("num_attention_heads"))
-    take.put("ffn", take.arg("ffn_hidden_size"), (shapes["layers.0.mlp.up.weight"][0], "shapes"))
-    take.put("context", (shapes["embedding.position.weight"][0], "shapes"))
-    take.put("padded_vocab", (rows, "shapes"))
-    take.put("vocab", take.arg("vocab_size"), (rows, UNKNOWN_VOCAB))
-    take.put("gelu", gelu_of(args) or (None, ""))
-    take.put("eps", take.arg("norm_epsilon", "layernorm_epsilon", kind=int | float), (1e-5, "default"))
-    untied = take.arg("untie_embeddings_and_output_weights", kind=bool)
-    take.put("tied", (not untied[0], untied[1]) if untied[1] else ("head.weight" not in shapes, "shapes"))
-    take.put("dropout", take.arg("hidden_dropout", kind=int | float), (0.1, "default"))
-    take.put("attention_dropout", take.arg("attention_dropout", kind=int | float), (0.1, "default"))
-    take.put("init_std", take.arg("init_method_std", kind=int | float), (0.02, "default"))
+    number = int | float
+    take.put("layers", "num_layers", otherwise=(layers, "shapes"))
+    take.put("hidden", "hidden_size", otherwise=(hidden, "shapes"))
+    take.put("heads", "num_attention_heads")
+    take.put("ffn", "ffn_hidden_size", otherwise=(shapes["layers.0.mlp.up.weight"][0], "shapes"))
+    take.put("context", otherwise=(shapes["embedding.position.weight"][0], "shapes"))
+    take.put("padded_vocab", otherwise=(rows, "shapes"))
+    take.put("vocab", "vocab_size", otherwise=(rows, UNKNOWN_VOCAB))
+    take.put("gelu", otherwise=gelu_of(args) or (None, ""))
+    take.put("eps", "norm_epsilon", "layernorm_epsilon", kind=number, otherwise=(1e-5, "default"))
+    take.put("tied", otherwise=_tied(args, shapes))
+    take.put("dropout", "hidden_dropout", kind=number, otherwise=(0.1, "default"))
+    take.put("attention_dropout", "attention_dropout", kind=number, otherwise=(0.1, "default"))
+    take.put("init_std", "init_method_std", kind=number, otherwise=(0.02, "default"))
     take.require("heads", head_candidates(hidden))
     take.require("gelu", ["tanh", "erf"])
     config = ModelConfig(**take.values, origins=take.origins)
     _check_head_width(args, config, path)
     _check_shapes(config, shapes, path)
     return config
+
+
+def _tied(args: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> tuple[bool, str]:
+    name = "untie_embeddings_and_output_weights"
+    return (not args[name], f"args.{name}") if args.get(name) is not None else ("head.weight" not in shapes, "shapes")
 
 
 UNKNOWN_VOCAB = "padded table (true size unknown)"
