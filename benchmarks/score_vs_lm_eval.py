@@ -31,7 +31,7 @@ from mpeval.data import load_data
 from mpeval.items import Request
 from mpeval.models.gpt import draw_full
 from mpeval.scoring import score
-from mpeval.tasks.base import build_task
+from mpeval.tasks.build import build_task
 from mpeval.tasks.cards import select
 from mpeval.tokenizer import find_tokenizer
 

@@ -230,7 +230,7 @@ def tasks_check(
 ) -> None:
     """Check a benchmark's files and print the constants of its protocols; needs no model."""
     from mpeval.data import load_data
-    from mpeval.tasks.base import build_task
+    from mpeval.tasks.build import build_task
     from mpeval.tasks.cards import select
     from mpeval.tokenizer import find_tokenizer
 

@@ -61,13 +61,16 @@ def world_of(environment: Mapping[str, str]) -> World | None:
             )
         return World(rank=rank, ranks=ranks, local_rank=local, local_ranks=local_ranks, address=f"{host}:{port}")
     if "SLURM_PROCID" in environment and _in_slurm_step(environment):
-        slurm = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
+        tasks = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in environment else "SLURM_NTASKS"
+        slurm = ("SLURM_PROCID", tasks, "SLURM_LOCALID")
         rank, ranks, local = _numbers(environment, slurm, defaults={"SLURM_LOCALID": 0})
         if ranks == 1:
             return None
         nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST", "")
         host = environment.get("MASTER_ADDR") or first_host(nodes)
-        port = environment.get("MASTER_PORT") or str(20000 + int(environment.get("SLURM_JOB_ID", "0")) % 20000)
+        # steps of one job may run side by side: each meets at a port of its own
+        job, step = (int(environment.get(name, "0")) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+        port = environment.get("MASTER_PORT") or str(20000 + (31 * job + step) % 20000)
         local_ranks = int(re.split(r"[(,]", environment.get("SLURM_STEP_TASKS_PER_NODE", "1"))[0])
         return World(rank=rank, ranks=ranks, local_rank=local, local_ranks=local_ranks, address=f"{host}:{port}")
     return None

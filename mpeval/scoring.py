@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 import torch
 
-from mpeval.errors import DataError
+from mpeval.errors import CheckpointError, DataError
 from mpeval.items import Request, Response, Scored
 from mpeval.models.gpt import GPT
 from mpeval.parallel.vocab import TokenScores, token_scores
@@ -78,6 +78,12 @@ def score_batch(model: GPT, requests: Sequence[Request], *, megatron_exact: bool
     targets = torch.from_numpy(np.concatenate([np.asarray(request.target, dtype=np.int64) for request in requests]))
     scores = _score_positions(model, hidden, targets.to(device), megatron_exact)
     logs, best = scores.log_probabilities.cpu().numpy(), scores.best.cpu().numpy()
+    if not np.isfinite(logs).all():
+        bad = int((~np.isfinite(logs)).sum())
+        raise CheckpointError(
+            f"the model gives {bad} of {len(logs)} tokens a log-probability that is not finite",
+            "its activations overflow: use `--dtype float32` or `--dtype bfloat16`",
+        )
     return list(_cut_up(requests, [cut for _, cut in rows], logs, best))
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from mpeval.data import Data
 from mpeval.items import Request, Scored
 from mpeval.results import Metric
 from mpeval.tasks.cards import Card
 from mpeval.tasks.cards import Protocol as CardProtocol
-from mpeval.tokenizer import Tokenizer
 
 Sample = dict[str, Any]
 """One line of `samples.jsonl`: task, id, target, prediction, log_probability, greedy, correct, tokens, and more."""
@@ -41,18 +39,6 @@ class Task(Protocol):
 
     def constants(self) -> Mapping[str, Any]:
         """Return what can be known of the protocol without a model."""
-
-
-TaskBuilder = Callable[[Card, CardProtocol, Data, Tokenizer, int], Task]
-
-
-def build_task(card: Card, protocol: CardProtocol, data: Data, tokenizer: Tokenizer, context: int) -> Task:
-    """Tokenize `data` for `protocol`; `context` is the longest input the model reads, in tokens."""
-    from mpeval.tasks.cloze import Lambada
-    from mpeval.tasks.perplexity import WikiText
-
-    builders: dict[str, TaskBuilder] = {"cloze": Lambada, "perplexity": WikiText}
-    return builders[card.kind](card, protocol, data, tokenizer, context)
 
 
 def sample_line(task: Task, item: Item, scored: Scored, **more: Any) -> Sample:

@@ -14,7 +14,7 @@ from mpeval.data import load_data
 from mpeval.items import Request
 from mpeval.models.gpt import GPT, draw_weights
 from mpeval.scoring import score, score_batch
-from mpeval.tasks.base import build_task
+from mpeval.tasks.build import build_task
 from mpeval.tasks.cards import read_card, select
 from mpeval.tasks.perplexity import detokenize
 from mpeval.tokenizer import find_tokenizer
