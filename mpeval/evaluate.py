@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from mpeval.report import Advance
 
 ROUND = 4
-"""Batches that each data-parallel rank scores between two hand-overs to rank 0, which writes them."""
+"""Batches that each of several data-parallel ranks scores between two hand-overs to rank 0, which writes them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,12 +220,13 @@ def _score_all(
     lengths = [min(item.request.inputs, model.config.context) for item in todo]
     batches = token_batches(lengths, options.batch_tokens or default_budget(model))
     mine = batches[group.dp.rank :: group.dp.ranks]
-    rounds = math.ceil(len(batches) / (group.dp.ranks * ROUND))
+    length = ROUND if group.dp.ranks > 1 else 1
+    rounds = math.ceil(len(batches) / (group.dp.ranks * length))
     begin = time.perf_counter()
     shown = group.world.rank == 0 and not options.quiet
     with progress(task.protocol.id, total, done=total - len(todo), shown=shown) as advance:
         for number in range(rounds):
-            chunk = mine[number * ROUND : (number + 1) * ROUND]
+            chunk = mine[number * length : (number + 1) * length]
             lines = _score_round(task, todo, chunk, model, options)
             _hand_over(gather_objects(lines, group.dp), journal, advance)
     return time.perf_counter() - begin, sum(lengths)

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 GRACE = 5.0
 """Seconds that the other ranks get to end by themselves after one has failed."""
 _FAILURE = "mpeval/failure"
+_PEER_GONE = re.compile(r"Connection (closed|reset) by peer|Connection refused", re.IGNORECASE)
+"""What gloo says in every surviving rank once one is gone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +72,9 @@ def world_of(environment: Mapping[str, str]) -> World | None:
         host = environment.get("MASTER_ADDR") or first_host(nodes)
         # steps of one job may run side by side: each meets at a port of its own
         job, step = (int(environment.get(name, "0")) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
-        port = environment.get("MASTER_PORT") or str(20000 + (31 * job + step) % 20000)
+        port = environment.get("MASTER_PORT") or str(
+            20000 + (31 * job + step) % 12000
+        )  # below the usual ephemeral ports
         local_ranks = int(re.split(r"[(,]", environment.get("SLURM_STEP_TASKS_PER_NODE", "1"))[0])
         return World(rank=rank, ranks=ranks, local_rank=local, local_ranks=local_ranks, address=f"{host}:{port}")
     return None
@@ -283,6 +287,8 @@ def describe(error: BaseException, world: World | None = None) -> str:
         return format_error(error)
     if isinstance(error, KeyboardInterrupt):
         return "interrupted\n"
+    if world and _PEER_GONE.search(str(error)):
+        return f"rank {world.rank} of {world.ranks} lost its connection to another rank, which died without a word\n"
     where = f"rank {world.rank} of {world.ranks} on {socket.gethostname()} failed:\n" if world else ""
     return where + "".join(traceback.format_exception(error))
 

@@ -54,8 +54,9 @@ def _fill(parameter: torch.Tensor, tensor: LogicalTensor, group: Group, checkpoi
     low_value, high_value = torch.aminmax(parameter)
     if not bool((low_value.isfinite() & high_value.isfinite()).item()):
         bad = int((~parameter.isfinite()).sum())
+        dtype = str(parameter.dtype).removeprefix("torch.")
+        wider = ", or `--dtype float32`" if dtype != "float32" else ""
         raise CheckpointError(
-            f"`{checkpoint.path}`: `{tensor.name}` holds {bad} values that are NaN or infinite in "
-            f"{str(parameter.dtype).removeprefix('torch.')}",
-            "the training run diverged or the file is damaged; use another iteration, or a wider --dtype",
+            f"`{checkpoint.path}`: `{tensor.name}` holds {bad} values that are NaN or infinite in {dtype}",
+            f"the training run diverged or the file is damaged; use another iteration{wider}",
         )

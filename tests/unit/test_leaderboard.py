@@ -1,0 +1,456 @@
+"""Records are never lost, never changed unseen, ranked only where they may be, and harmless on every page."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import re
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mpeval import leaderboard
+from mpeval.errors import DataError, OutputError
+from mpeval.leaderboard import Record, append, boards, publish, read, records_of
+from mpeval.results import CheckpointInfo, DataInfo, Layout, Metric, Result, RunResults
+
+CHECKPOINT: dict[str, Any] = {
+    "name": "gpt-345m",
+    "path": "runs/gpt-345m",
+    "digest": "sha256:aa",
+    "format": "megatron-core",
+    "version": 3.0,
+    "iteration": 500000,
+    "grid": (2, 1),
+    "parameters": 354_871_296,
+    "gelu": "tanh",
+    "vocab": 50257,
+    "padded_vocab": 50304,
+}
+ACCURACY = Metric(name="accuracy", value=0.45, unit="proportion", direction="max", stderr=0.01, low=0.43, high=0.47)
+
+
+def metric_of(value: float, **changes: Any) -> Metric:
+    return ACCURACY.model_copy(update={"value": value, "low": value - 0.01, "high": value + 0.01} | changes)
+
+
+def record(value: float = 0.45, **changes: Any) -> Record:
+    """Return a record of LAMBADA; `name` and `digest` are those of its checkpoint."""
+    model = CheckpointInfo(**CHECKPOINT | {key: changes.pop(key) for key in list(changes) if key in CHECKPOINT})
+    fields: dict[str, Any] = {
+        "created_at": "2026-01-02T03:04:05Z",
+        "task": "lambada",
+        "title": "LAMBADA",
+        "protocol": "lambada/megatron-strict",
+        "protocol_version": "1",
+        "metric": metric_of(value),
+        "other_metrics": [],
+        "n": 5153,
+        "n_correct": 2319,
+        "flags": [],
+        "model": model,
+        "data": DataInfo(source="lambada_test.jsonl", digest="sha256:dd", rows_expected=5153),
+        "tokenizer_digest": "sha256:tt",
+        "layout": Layout(tp=2, dp=1),
+        "dtype": "float32",
+        "device": "cpu",
+        "seconds": 10.5,
+        "tokens_per_second": 1234.5,
+        "command": "mpeval evaluate runs/gpt-345m --task lambada",
+        "mpeval_version": "0.1.0",
+        "torch_version": "2.13.0",
+    }
+    return Record(**fields | changes)
+
+
+def append_many(path: str, worker: int, count: int) -> None:
+    """Append one record at a time, each of a checkpoint of its own."""
+    for number in range(count):
+        append(Path(path), [record(digest=f"sha256:{worker}-{number}")])
+
+
+def append_together(path: str, start: Any, count: int) -> None:
+    """Append the same records as every other worker, each at the same moment."""
+    for number in range(count):
+        start.wait(30)
+        append(Path(path), [record(digest=f"sha256:{number}")])
+
+
+# ---- the store ----
+
+
+def test_a_record_comes_back_as_it_was(tmp_path: Path) -> None:
+    store = tmp_path / "deep" / "results.jsonl"
+    made = record(flags=["partial"], other_metrics=[metric_of(0.2, name="other")], name='né "x"\n\u2028')
+    assert append(store, [made]) == 1
+    (back,) = read(store)
+    assert back == made.model_copy(update={"record_id": back.record_id})
+    assert back.record_id == back.identity() == made.identity()
+    assert store.read_text(encoding="utf-8").count("\n") == 1
+
+
+def test_four_processes_appending_at_once_lose_nothing(tmp_path: Path) -> None:
+    store = tmp_path / "results.jsonl"
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=append_many, args=(str(store), worker, 25)) for worker in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert [worker.exitcode for worker in workers] == [0] * 4
+    found = {item.model.digest for item in read(store)}
+    assert found == {f"sha256:{worker}-{number}" for worker in range(4) for number in range(25)}
+    assert len(store.read_bytes().splitlines()) == 100
+
+
+def test_four_processes_recording_the_same_at_once_add_it_once(tmp_path: Path) -> None:
+    store = tmp_path / "results.jsonl"
+    context = multiprocessing.get_context("spawn")
+    start = context.Barrier(4)
+    workers = [context.Process(target=append_together, args=(str(store), start, 20)) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert [worker.exitcode for worker in workers] == [0] * 4
+    assert sorted(item.model.digest for item in read(store)) == sorted(f"sha256:{number}" for number in range(20))
+
+
+@pytest.mark.parametrize("kept", [1, 10, 200, -2, -1])
+def test_a_line_that_a_crash_cut_short_is_fenced_off(kept: int, tmp_path: Path) -> None:
+    store = tmp_path / "results.jsonl"
+    append(store, [record(digest="sha256:1")])
+    torn = record(digest="sha256:2").line().encode()[:kept]
+    store.write_bytes(store.read_bytes() + torn)
+    assert append(store, [record(digest="sha256:3")]) == 1
+    lines = store.read_bytes().split(b"\n")
+    assert lines[1] == torn
+    assert json.loads(lines[2])["model"]["digest"] == "sha256:3"
+
+
+def test_a_whole_last_line_without_its_newline_is_kept(tmp_path: Path) -> None:
+    store = tmp_path / "results.jsonl"
+    append(store, [record(digest="sha256:1")])
+    store.write_bytes(store.read_bytes().removesuffix(b"\n"))
+    append(store, [record(digest="sha256:2")])
+    assert [item.model.digest for item in read(store)] == ["sha256:1", "sha256:2"]
+
+
+def test_a_torn_line_is_reported_with_its_number(tmp_path: Path) -> None:
+    store = tmp_path / "results.jsonl"
+    append(store, [record(digest="sha256:1")])
+    store.write_bytes(store.read_bytes() + b'{"half')
+    with pytest.raises(DataError, match="line 2 is no record") as raised:
+        read(store)
+    assert raised.value.hint
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"value":0.45', '"value":0.95'),
+        ('"n":5153', '"n":5154'),
+        ('"name":"gpt-345m"', '"name":"gpt-8b"'),
+        ('"flags":["partial"]', '"flags":[]'),
+        ('"digest":"sha256:aa"', '"digest":"sha256:ab"'),
+        ('"command":"mpeval', '"command":"mpevil'),
+        ('"record_id":"sha256:', '"record_id":"sha256:0'),
+    ],
+)
+def test_a_line_changed_after_it_was_written_is_detected(old: str, new: str, tmp_path: Path) -> None:
+    store = tmp_path / "results.jsonl"
+    append(store, [record(digest="sha256:0"), record(flags=["partial"])])
+    first, second, _ = store.read_text().split("\n")
+    assert second.count(old) == 1
+    store.write_text(f"{first}\n{second.replace(old, new)}\n")
+    with pytest.raises(DataError, match="line 2 was changed after it was written"):
+        read(store)
+
+
+@pytest.mark.parametrize(
+    "line", ["{}", "[]", "7", "null", '{"schema": "mpeval.result/1"}', "text", '{"schema": "x", "extra": 1}']
+)
+def test_a_line_that_is_no_record_is_an_error_with_its_number(line: str, tmp_path: Path) -> None:
+    store = tmp_path / "results.jsonl"
+    store.write_text(f"{record().line()}\n{line}\n")
+    with pytest.raises(DataError, match="line 2 is no record"):
+        read(store)
+
+
+def test_a_record_of_another_schema_is_not_taken_for_one_of_ours(tmp_path: Path) -> None:
+    store = tmp_path / "results.jsonl"
+    store.write_text(record().line().replace("mpeval.result/1", "mpeval.result/99") + "\n")
+    with pytest.raises(DataError, match="line 1"):
+        read(store)
+
+
+def test_a_store_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no leaderboard at") as raised:
+        read(tmp_path / "none.jsonl")
+    assert "--record" in raised.value.hint
+
+
+def test_a_store_that_cannot_be_written_is_an_output_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot write"):
+        append(tmp_path / "file" / "results.jsonl", [record()])
+
+
+def test_the_same_measurement_is_added_once_whatever_its_layout_and_time(tmp_path: Path) -> None:
+    store = tmp_path / "results.jsonl"
+    assert append(store, [record()]) == 1
+    again = record(layout=Layout(tp=4, dp=2), created_at="2027-01-01T00:00:00Z", seconds=1.0, device="NVIDIA")
+    assert append(store, [again]) == 0
+    assert len(read(store)) == 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"protocol": "lambada/megatron-last-token"},
+        {"protocol_version": "2"},
+        {"digest": "sha256:other"},
+        {"dtype": "bfloat16"},
+        {"n": 5152},
+        {"value": 0.46},
+        {"data": DataInfo(source="x", digest="sha256:other", rows_expected=5153)},
+        {"flags": ["megatron-exact"]},
+        {"gelu": "erf"},
+        {"tokenizer_digest": "sha256:other"},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_another_measurement_is_added_even_if_its_value_is_the_same(changes: dict[str, Any], tmp_path: Path) -> None:
+    store = tmp_path / "results.jsonl"
+    append(store, [record()])
+    assert append(store, [record(**changes)]) == 1
+    assert len(read(store)) == 2
+
+
+def test_a_run_becomes_one_record_per_result() -> None:
+    result = Result(
+        task="lambada",
+        protocol="lambada/megatron-strict",
+        protocol_version="1",
+        title="LAMBADA",
+        metrics=[ACCURACY, metric_of(9.0, name="target_perplexity")],
+        n=10,
+        n_correct=4,
+        items=10,
+        items_total=20,
+        truncated=0,
+        flags=["partial"],
+        data=DataInfo(source="x", digest="sha256:dd", rows_expected=5153),
+        seconds=1.0,
+        tokens_per_second=None,
+        items_resumed=0,
+    )
+    run = RunResults(
+        created_at="2026-01-02T03:04:05Z",
+        checkpoint=CheckpointInfo(**CHECKPOINT),
+        tokenizer_digest="sha256:tt",
+        layout=Layout(tp=1, dp=1),
+        dtype="float32",
+        device="cpu",
+        megatron_exact=True,
+        results=[result, result.model_copy(update={"protocol": "lambada/lm-eval-openai"})],
+        command="mpeval evaluate",
+        mpeval_version="0.1.0",
+        torch_version="2.13.0",
+    )
+    made = records_of(run)
+    assert [item.protocol for item in made] == ["lambada/megatron-strict", "lambada/lm-eval-openai"]
+    assert made[0].metric == ACCURACY
+    assert [metric.name for metric in made[0].other_metrics] == ["target_perplexity"]
+    assert made[0].flags == ["partial", "megatron-exact"]
+    assert not made[0].ranked
+
+
+# ---- ranking ----
+
+
+def names_and_ranks(records: Sequence[Record]) -> list[tuple[str, str]]:
+    (board,) = boards(records)
+    return [(row["model"], row["rank"]) for row in board["rows"]]
+
+
+def test_the_best_accuracy_and_the_lowest_perplexity_come_first() -> None:
+    high = [record(0.3, name="c"), record(0.9, name="a"), record(0.5, name="b")]
+    assert names_and_ranks(high) == [("a", "1"), ("b", "2"), ("c", "3")]
+    low = {"unit": "perplexity", "direction": "min", "name": "adjusted_perplexity"}
+    perplexities = [record(metric=metric_of(value, **low), name=name) for value, name in ((30.0, "b"), (20.0, "a"))]
+    assert names_and_ranks(perplexities) == [("a", "1"), ("b", "2")]
+
+
+@pytest.mark.parametrize(
+    "flag", ["partial", "sample-rows", "modified-data", "window-512", "truncated", "megatron-exact"]
+)
+def test_a_flagged_record_comes_last_and_has_no_rank(flag: str) -> None:
+    records = [record(0.99, name="flagged", flags=[flag]), record(0.4, name="a"), record(0.2, name="b")]
+    assert names_and_ranks(records) == [("a", "1"), ("b", "2"), ("flagged", "-")]
+
+
+def test_flagged_records_are_in_order_among_themselves() -> None:
+    records = [record(value, name=name, flags=["partial"]) for value, name in ((0.1, "low"), (0.8, "high"))]
+    assert names_and_ranks(records) == [("high", "-"), ("low", "-")]
+
+
+def test_equal_values_are_told_apart_by_age() -> None:
+    late, early = (
+        record(0.5, name=name, created_at=f"202{year}-01-01T00:00:00Z") for name, year in (("b", 7), ("a", 6))
+    )
+    assert [name for name, _ in names_and_ranks([late, early])] == ["a", "b"]
+
+
+def test_equal_values_share_a_rank_or_follow_each_other_without_a_gap() -> None:
+    ranks = [rank for _, rank in names_and_ranks([record(0.5, name=name) for name in "abc"])]
+    assert ranks in (["1", "2", "3"], ["1", "1", "1"])
+
+
+def test_protocols_and_metrics_are_never_ranked_together() -> None:
+    records = [
+        record(0.5),
+        record(0.9, protocol="lambada/megatron-last-token"),
+        record(metric=metric_of(0.7, name="z")),
+    ]
+    found = boards(records)
+    assert [(board["protocol"], board["metric"]) for board in found] == [
+        *(("lambada/megatron-last-token", "accuracy"), ("lambada/megatron-strict", "accuracy")),
+        ("lambada/megatron-strict", "z"),
+    ]
+    assert all(len(board["rows"]) == 1 for board in found)
+
+
+# ---- pages ----
+
+HOSTILE = (
+    "<script>alert(1)</script>",
+    "a | b | c",
+    "line\nbreak\r\n| x",
+    '"><img src=x onerror=alert(1)>',
+    "[click](javascript:alert(1))",
+    "`code` *bold* _under_ \\| {{ 7 * 7 }} {% raw %}",
+    "&lt;b&gt; &amp;",
+    "https://example.org/tracker.png",
+    "![x](https://example.org/x.png)",
+)
+
+
+class Page(HTMLParser):
+    """Collects tags, attributes and text of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.cells: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag == "td":
+            self.cells.append("")
+
+    def handle_data(self, data: str) -> None:
+        if self.cells and not self.cells[-1]:
+            self.cells[-1] = data
+
+
+def pages_of(folder: Path, records: Sequence[Record]) -> tuple[str, str]:
+    """Publish records; return Markdown and HTML."""
+    append(folder / "results.jsonl", records)
+    markdown, html = publish(folder / "results.jsonl", folder / "pages")
+    return markdown.read_text(encoding="utf-8"), html.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_hostile_name_is_only_text_on_the_html_page(text: str, tmp_path: Path) -> None:
+    metric = metric_of(0.5, name=text)
+    hostile = record(metric=metric, name=text, command=text, flags=[text], title=text, protocol=text, dtype=text)
+    _, page = pages_of(tmp_path, [hostile])
+    _, plain = pages_of(tmp_path / "plain", [record(flags=["x"])])
+    assert Page(page).tags == Page(plain).tags
+    assert Page(page).attributes == Page(plain).attributes
+    assert text.replace("\r\n", "\n") in [cell.replace("\r\n", "\n") for cell in Page(page).cells]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_hostile_name_stays_in_its_cell_of_the_markdown_table(text: str, tmp_path: Path) -> None:
+    page, _ = pages_of(tmp_path, [record(name=text, flags=[text], dtype=text)])
+    rows = [line for line in page.splitlines() if line.startswith("|")]
+    assert len(rows) == 3
+    assert len({len(re.split(r"(?<!\\)\|", row)) for row in rows}) == 1
+    assert "<" not in rows[2]
+    assert not re.search(r"(?<!\\)[\[\]`*_]", rows[2])
+
+
+@pytest.mark.parametrize("field", ["title", "protocol", "metric"])
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_hostile_heading_stays_one_line_of_the_markdown_page(text: str, field: str, tmp_path: Path) -> None:
+    value = metric_of(0.5, name=text) if field == "metric" else text
+    hostile, _ = pages_of(tmp_path, [record(**{field: value})])
+    plain, _ = pages_of(tmp_path / "plain", [record()])
+    assert len(hostile.splitlines()) == len(plain.splitlines())
+    if field != "protocol":  # which stands between backticks
+        assert "<script" not in hostile
+        assert "<img" not in hostile
+
+
+def test_the_html_page_asks_for_nothing_from_elsewhere(tmp_path: Path) -> None:
+    _, page = pages_of(tmp_path, [record(name=text, command=text) for text in HOSTILE])
+    parsed = Page(page)
+    assert not {"script", "link", "img", "iframe", "object", "form", "base"} & set(parsed.tags)
+    assert not {"src", "href", "srcset", "action", "style"} & {name for name, _ in parsed.attributes}
+    assert not any(name.startswith("on") for name, _ in parsed.attributes)
+    style = page[page.index("<style>") : page.index("</style>")]
+    assert "url(" not in style
+    assert "@import" not in style
+    policies = [value for name, value in parsed.attributes if name == "content" and value and "default-src" in value]
+    assert policies == ["default-src 'none'; style-src 'unsafe-inline'"]
+
+
+def test_the_pages_show_value_interval_and_rank(tmp_path: Path) -> None:
+    markdown, page = pages_of(
+        tmp_path, [record(0.4518), record(0.9, name="part", digest="sha256:p", flags=["partial"])]
+    )
+    cells = Page(page).cells
+    assert cells[:6] == ["1", "gpt-345m", "500000", "354.9M", "45.18 %", "44.18 % - 46.18 %"]
+    assert cells[11:13] == ["-", "part"]
+    first, second = [line for line in markdown.splitlines() if line.startswith("|")][2:]
+    assert first.startswith("| 1 | gpt-345m | 500000 | 354.9M | 45.18 % | 44.18 % - 46.18 % |")
+    assert second.startswith("| - | part |")
+
+
+def test_publishing_twice_gives_the_same_bytes(tmp_path: Path) -> None:
+    append(tmp_path / "results.jsonl", [record(digest=f"sha256:{n}", name=f"model {n}") for n in range(5)])
+    for folder in ("a", "b"):
+        publish(tmp_path / "results.jsonl", tmp_path / folder)
+    again = publish(tmp_path / "results.jsonl", tmp_path / "a")
+    assert [path.name for path in again] == ["README.md", "index.html"]
+    for path in again:
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+
+
+def test_the_order_of_lines_does_not_change_the_pages(tmp_path: Path) -> None:
+    records = [record(0.1 * n, digest=f"sha256:{n}", name=f"model {n}") for n in range(1, 6)]
+    assert pages_of(tmp_path / "a", records) == pages_of(tmp_path / "b", records[::-1])
+
+
+def test_an_empty_store_makes_pages_that_say_so(tmp_path: Path) -> None:
+    _, page = pages_of(tmp_path, [])
+    assert "No records yet." in page
+    assert "td" not in Page(page).tags
+
+
+def test_the_published_pages_of_the_project_are_those_of_its_records(tmp_path: Path) -> None:
+    store = leaderboard.default_store()
+    pages = publish(store, tmp_path)
+    for path in pages:
+        beside = store.parent / path.name
+        if beside.exists():
+            assert beside.read_bytes() == path.read_bytes()
+    assert len(pages) == 2
