@@ -6,6 +6,7 @@ The path of one item: `cli.evaluate` -> `evaluate.run` -> `task.items` -> `scori
 from __future__ import annotations
 
 import math
+import os
 import shlex
 import sys
 import time
@@ -73,8 +74,6 @@ class Plan:
 
 def run(options: Options) -> None:
     """Evaluate with as many ranks as asked for: here, as new local processes, or as one of torchrun's or Slurm's."""
-    import os
-
     options = replace(options, device=_device(options.device))
     world = launch.world_of(os.environ)
     tp, dp = launch.sizes(options.tp, options.dp, world)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 GRACE = 5.0
 """Seconds that the other ranks get to end by themselves after one has failed."""
 _FAILURE = "mpeval/failure"
-_PEER_GONE = re.compile(r"Connection (closed|reset) by peer|Connection refused", re.IGNORECASE)
+_PEER_GONE = re.compile(r"Connection (closed|reset) by peer", re.IGNORECASE)
 """What gloo says in every surviving rank once one is gone."""
 
 
@@ -193,7 +193,14 @@ def joined(world: World | None, *, tp: int, dp: int, device: str) -> Iterator[Gr
         return
     if where.type == "cpu":
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world.local_ranks))
-    watch = _meet(world, where.type)
+    try:
+        watch = _meet(world, where.type)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise LaunchError(
+            f"rank {world.rank} of {world.ranks} could not meet the others at `{world.address}`: {reason}",
+            "check that all ranks were started and that `MASTER_ADDR` and `MASTER_PORT` can be reached from each node",
+        ) from error
     try:
         yield Group.create(tp=tp, dp=dp, device=where)
         torch.distributed.barrier()
