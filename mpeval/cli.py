@@ -260,13 +260,13 @@ def _plain(value: Any) -> str:
 @leaderboard_app.command("show")
 def leaderboard_show(store: StoreOption = None) -> None:
     """Print every board, best first."""
-    from mpeval.leaderboard import COLUMNS, HEADINGS, boards, default_store, read
+    from mpeval.leaderboard import HEADINGS, TERMINAL_COLUMNS, boards, default_store, read
     from mpeval.report import table
 
     for board in boards(read(store or default_store())):
-        rows = [[row[column] for column in COLUMNS] for row in board["rows"]]
+        rows = [[row[column] for column in TERMINAL_COLUMNS] for row in board["rows"]]
         title = f"{board['title']}: {board['metric']} under {board['protocol']}, {board['arrow']}"
-        table(title, [HEADINGS.get(column, column) for column in COLUMNS], rows)
+        table(title, [HEADINGS.get(column, column) for column in TERMINAL_COLUMNS], rows)
 
 
 @leaderboard_app.command("publish")

@@ -243,6 +243,7 @@ def _row(record: Record, rank: int | None) -> dict[str, str]:
 
 
 COLUMNS = ("rank", "model", "iteration", "parameters", "value", "interval", "n", "dtype", "layout", "flags", "date")
+TERMINAL_COLUMNS = ("rank", "model", "value", "interval", "n", "dtype", "flags", "date")
 HEADINGS = {"value": "value", "interval": "95 % interval"}
 
 
