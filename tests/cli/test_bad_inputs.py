@@ -320,7 +320,7 @@ MODELS = [
         command=f"{EVALUATE} --dtype float16",
         spoil=lambda: in_model("tp1", "decoder.layers.0.mlp.linear_fc1.weight", lambda w: w[0, 0].fill_(1e6)),
         error="`layers.0.mlp.up.weight` holds 1 values that are NaN or infinite in float16",
-        hint="a wider --dtype",
+        hint="or `--dtype float32`",
     ),
     Row(
         name="activations that overflow",
