@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mpeval.checkpoint.args import SUPPORTED, config_of, whole_number
-from mpeval.checkpoint.container import StoredTensor, open_torch_file
+from mpeval.checkpoint.container import AGAIN, StoredTensor, open_torch_file
 from mpeval.checkpoint.locate import Location, check_grid, locate
 from mpeval.checkpoint.names import TIED_COPY, Naming, canonical_name, layer_index, naming_of, plain_spelling
 from mpeval.checkpoint.sharded import Accounted, LogicalTensor, ShardedCheckpoint
@@ -74,9 +74,9 @@ def open_checkpoint(path: str | Path, overrides: Mapping[str, Any] | None = None
     location = locate(Path(path).expanduser())
     shards = {place: _open_shard(file, *place) for place, file in sorted(location.files.items())}
     first = shards[0, 0]
+    _check_one_run(shards)
     args = _args_of(first)
     _check_args_grid(args, location)
-    version = _version_of(first)
     naming = _naming(shards, location)
     offsets = _layer_offsets(shards, naming, location)
     tensors, tied, entries = _merge(shards, naming, offsets, location)
@@ -85,7 +85,7 @@ def open_checkpoint(path: str | Path, overrides: Mapping[str, Any] | None = None
         path=location.folder,
         root=location.root,
         format=naming,
-        version=version,
+        version=_version_of(first),
         iteration=_iteration_of(first),
         release=location.folder.name == "release",
         grid=(location.tp, location.pp),
@@ -95,6 +95,18 @@ def open_checkpoint(path: str | Path, overrides: Mapping[str, Any] | None = None
         entries=tuple(entries),
         tied_copies=tuple(tied),
     )
+
+
+def _check_one_run(shards: Mapping[tuple[int, int], _Shard]) -> None:
+    """Refuse shards of different iterations or versions in one folder."""
+    first = shards[0, 0]
+    for shard in shards.values():
+        if (_iteration_of(shard), _version_of(shard)) != (_iteration_of(first), _version_of(first)):
+            raise CheckpointError(
+                f"`{shard.path}` is of iteration {_iteration_of(shard)} and version {_version_of(shard):g}, "
+                f"`{first.path.parent.name}` of {_iteration_of(first)} and {_version_of(first):g}",
+                _MIXED,
+            )
 
 
 def _open_shard(path: Path, tp: int, pp: int) -> _Shard:
@@ -111,7 +123,11 @@ def _open_shard(path: Path, tp: int, pp: int) -> _Shard:
         raise CheckpointError(f"`{path}` has no `model` entry", f"found: {keys or 'nothing'}")
     tensors: dict[str, StoredTensor] = {}
     noise: list[str] = []
-    for name, value in _flat(content["model"]):
+    try:
+        entries = list(_flat(content["model"]))
+    except RecursionError:
+        raise CheckpointError(f"`{path}` holds a model that contains itself", AGAIN) from None
+    for name, value in entries:
         if isinstance(value, StoredTensor) and not name.endswith("._extra_state"):
             tensors[plain_spelling(name)] = value
         else:

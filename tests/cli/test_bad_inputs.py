@@ -293,6 +293,24 @@ FILES = [
         hint="found: `state_dict`",
     ),
     Row(
+        name="shards of two iterations",
+        command=f"evaluate tp2 {DATA}",
+        spoil=lambda: edit_shard(
+            shard_file(Path("tp2"), "mp_rank_01"), lambda content: content.update({"iteration": 9})
+        ),
+        error="is of iteration 9 and version 3, `mp_rank_00` of 1 and 3",
+        hint="files of two checkpoints are mixed",
+    ),
+    Row(
+        name="model that contains itself",
+        command=EVALUATE,
+        spoil=lambda: edit_shard(
+            shard_file(Path("tp1")), lambda content: content["model"].update({"model": content["model"]})
+        ),
+        error="holds a model that contains itself",
+        hint="copy the file again",
+    ),
+    Row(
         name="virtual pipeline chunks",
         command=EVALUATE,
         spoil=lambda: torch.save({"model0": {}, "model1": {}}, shard_file(Path("tp1"))),
