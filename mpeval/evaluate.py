@@ -212,12 +212,11 @@ def _score_all(
     have finished.
     """
     from mpeval.report import progress
-    from mpeval.scoring import default_budget, token_batches
+    from mpeval.scoring import pack
 
     if not todo:
         return 0.0, 0
-    lengths = [min(item.request.inputs, model.config.context) for item in todo]
-    batches = token_batches(lengths, options.batch_tokens or default_budget(model))
+    batches, tokens = pack(model, [item.request for item in todo], options.batch_tokens)
     mine = batches[group.dp.rank :: group.dp.ranks]
     length = ROUND if group.dp.ranks > 1 else 1
     rounds = math.ceil(len(batches) / (group.dp.ranks * length))
@@ -228,7 +227,7 @@ def _score_all(
             chunk = mine[number * length : (number + 1) * length]
             lines = _score_round(task, todo, chunk, model, options)
             _hand_over(gather_objects(lines, group.dp), journal, advance)
-    return time.perf_counter() - begin, sum(lengths)
+    return time.perf_counter() - begin, tokens
 
 
 def _score_round(
@@ -242,7 +241,7 @@ def _score_round(
         items = [todo[index] for index in batch]
         scored = score_batch(model, [item.request for item in items], megatron_exact=options.megatron_exact)
         for item, score in zip(items, scored, strict=True):
-            lines.append((task.judge(item, score), item.request.inputs))
+            lines.append((task.judge(item, score), item.request.inputs - score.cut))
     return lines
 
 

@@ -288,15 +288,15 @@ def _exit_code(error: BaseException) -> int:
     return error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1
 
 
-def describe(error: BaseException, world: World | None = None) -> str:
+def describe(error: BaseException, world: World) -> str:
     """Return the text that a person sees: message and hint of a user's mistake, a traceback of anything else."""
     if isinstance(error, MpevalError):
         return format_error(error)
     if isinstance(error, KeyboardInterrupt):
         return "interrupted\n"
-    if world and _PEER_GONE.search(str(error)):
+    if _PEER_GONE.search(str(error)):
         return f"rank {world.rank} of {world.ranks} lost its connection to another rank, which died without a word\n"
-    where = f"rank {world.rank} of {world.ranks} on {socket.gethostname()} failed:\n" if world else ""
+    where = f"rank {world.rank} of {world.ranks} on {socket.gethostname()} failed:\n"
     return where + "".join(traceback.format_exception(error))
 
 

@@ -17,13 +17,13 @@ from pydantic import ValidationError
 
 from mpeval.errors import DataError
 from mpeval.folders import data_folder, unwritable, write_atomically
-from mpeval.results import CheckpointInfo, DataInfo, Layout, Metric, Result, RunResults, Strict
+from mpeval.results import CheckpointInfo, DataInfo, Document, Layout, Metric, Result, RunResults
 
 UNRANKED = ("partial", "sample-rows", "modified-data", "window-", "truncated", "megatron-exact")
 """A result with a flag that begins like one of these is shown, but never ranked against the published set."""
 
 
-class Record(Strict):
+class Record(Document):
     """One measured number (the primary metric of one result), with what it takes to believe it."""
 
     schema_: Literal["mpeval.result/1"] = "mpeval.result/1"
@@ -53,16 +53,12 @@ class Record(Strict):
 
     def line(self) -> str:
         """Return the record as one line of JSON, with an id that changes when anything in it does."""
-        return _json({**self._body(), "record_id": self.identity()})
+        return _json({**self.document(), "record_id": self.identity()})
 
     def identity(self) -> str:
         """Return the sha256 of the record's content without id and time."""
-        body = {key: value for key, value in self._body().items() if key not in {"record_id", "created_at"}}
+        body = {key: value for key, value in self.document().items() if key not in {"record_id", "created_at"}}
         return "sha256:" + hashlib.sha256(_json(body).encode()).hexdigest()
-
-    def _body(self) -> dict[str, Any]:
-        content = self.model_dump(mode="json")
-        return {"schema": content.pop("schema_"), **content}
 
     @property
     def slot(self) -> tuple[Any, ...]:
@@ -244,7 +240,7 @@ def _row(record: Record, rank: int | None) -> dict[str, str]:
 
 COLUMNS = ("rank", "model", "iteration", "parameters", "value", "interval", "n", "dtype", "layout", "flags", "date")
 TERMINAL_COLUMNS = ("rank", "model", "value", "interval", "n", "dtype", "flags", "date")
-HEADINGS = {"value": "value", "interval": "95 % interval"}
+HEADINGS = {"interval": "95 % interval"}
 
 
 def publish(store: Path, output: Path) -> list[Path]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -12,6 +13,17 @@ class Strict(BaseModel):
     """A frozen model that refuses unknown keys and numbers that JSON cannot hold."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Document(Strict):
+    """A model that stands in a file of its own, or on a line of its own, and begins by naming its schema."""
+
+    schema_: str
+
+    def document(self) -> dict[str, Any]:
+        """Return plain JSON values, with the key `schema` first."""
+        content = self.model_dump(mode="json")
+        return {"schema": content.pop("schema_"), **content}
 
 
 class Metric(Strict):
@@ -87,7 +99,7 @@ class Result(Strict):
     """Items taken from an earlier, interrupted run into the same output folder."""
 
 
-class RunResults(Strict):
+class RunResults(Document):
     """One `mpeval evaluate`: everything a reader needs to believe it or repeat it."""
 
     schema_: Literal["mpeval.results/1"] = "mpeval.results/1"
@@ -105,10 +117,7 @@ class RunResults(Strict):
 
     def to_json(self) -> str:
         """Return the document as strict JSON (no NaN), `schema` first."""
-        import json
-
-        content = self.model_dump(mode="json")
-        return json.dumps({"schema": content.pop("schema_"), **content}, indent=2, allow_nan=False) + "\n"
+        return json.dumps(self.document(), indent=2, allow_nan=False) + "\n"
 
 
 def now() -> str:

@@ -49,17 +49,18 @@ def score(
     """
     todo = list(requests)
     responses: list[Response | None] = [None] * len(todo)
-    lengths = [min(request.inputs, model.config.context) for request in todo]
-    for batch in token_batches(lengths, batch_tokens or default_budget(model)):
+    for batch in pack(model, todo, batch_tokens)[0]:
         scored = score_batch(model, [todo[item] for item in batch], megatron_exact=megatron_exact)
         for item, result in zip(batch, scored, strict=True):
             responses[item] = result.response
     return [response for response in responses if response is not None]
 
 
-def default_budget(model: GPT) -> int:
-    """Return the tokens per forward pass that suit the model's device."""
-    return BATCH_TOKENS.get(model.group.device.type, BATCH_TOKENS["cuda"])
+def pack(model: GPT, requests: Sequence[Request], batch_tokens: int | None) -> tuple[list[list[int]], int]:
+    """Return batches of request numbers for `score_batch`, and the input tokens of all; the budget suits the device."""
+    lengths = [min(request.inputs, model.config.context) for request in requests]
+    budget = batch_tokens or BATCH_TOKENS.get(model.group.device.type, BATCH_TOKENS["cuda"])
+    return token_batches(lengths, budget), sum(lengths)
 
 
 @torch.inference_mode()

@@ -30,14 +30,22 @@ UNSUPPORTED: tuple[tuple[str, tuple[Any, ...], str], ...] = (
 _WRONG = "a shard is missing or belongs to another model, or a `--set` value is wrong"
 
 
-def whole_number(args: Mapping[str, Any], name: str, path: Path) -> int | None:
-    """Return an argument that must be a whole number or absent."""
-    value = args.get(name)
-    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
-        return value
-    raise CheckpointError(
-        f"`{path}` says `{name}` is `{value}`, not a whole number", "the file's arguments are damaged"
-    )
+def argument(args: Mapping[str, Any], spellings: Sequence[str], kind: Any, path: Path, hint: str) -> tuple[Any, str]:
+    """Return the first of several spellings of an argument that is there, with its origin; (None, "") if none is.
+
+    Raises:
+        CheckpointError: its value is not of `kind` (a type or union of types; True is not a number).
+    """
+    for spelling in spellings:
+        value = args.get(spelling)
+        if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
+            return value, f"args.{spelling}"
+        if value is not None:
+            raise CheckpointError(
+                f"`{path}` says `{spelling}` is `{value}`, which is no {getattr(kind, '__name__', 'number')}",
+                f"the file's arguments are damaged; {hint}",
+            )
+    return None, ""
 
 
 def refuse_unsupported(args: Mapping[str, Any], path: Path) -> None:
@@ -80,23 +88,11 @@ class _Gather:
         if name in self.overrides:
             self.values[name], self.origins[name] = self.overrides[name], "--set"
             return
-        value, origin = self._argument(spellings, kind)
+        value, origin = argument(self.args, spellings, kind, self.path, "the value can be given by `--set`")
         if value is None:
             value, origin = otherwise
         if value is not None:
             self.values[name], self.origins[name] = value, origin
-
-    def _argument(self, spellings: Sequence[str], kind: Any) -> tuple[Any, str]:
-        for spelling in spellings:
-            value = self.args.get(spelling)
-            if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
-                return value, f"args.{spelling}"
-            if value is not None:
-                raise CheckpointError(
-                    f"`{self.path}` says `{spelling}` is `{value}`, which is no {getattr(kind, '__name__', 'number')}",
-                    "the file's arguments are damaged; the value can be given by `--set`",
-                )
-        return None, ""
 
     def require(self, name: str, candidates: list[Any]) -> None:
         """Demand a value that neither file nor user gave; candidates are offered, never chosen."""

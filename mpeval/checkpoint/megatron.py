@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mpeval.checkpoint.args import SUPPORTED, config_of, whole_number
+from mpeval.checkpoint.args import SUPPORTED, argument, config_of
 from mpeval.checkpoint.container import AGAIN, StoredTensor, open_torch_file
 from mpeval.checkpoint.locate import Location, check_grid, locate
 from mpeval.checkpoint.names import TIED_COPY, Naming, canonical_name, layer_index, naming_of, plain_spelling
@@ -79,7 +79,8 @@ def open_checkpoint(path: str | Path, overrides: Mapping[str, Any] | None = None
     _check_args_grid(args, location)
     naming = _naming(shards, location)
     offsets = _layer_offsets(shards, naming, location)
-    tensors, tied, entries = _merge(shards, naming, offsets, location)
+    tied = (overrides or {}).get("tied", not args.get("untie_embeddings_and_output_weights"))
+    tensors, copies, entries = _merge(shards, naming, offsets, location, tied=tied)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     return ShardedCheckpoint(
         path=location.folder,
@@ -93,7 +94,7 @@ def open_checkpoint(path: str | Path, overrides: Mapping[str, Any] | None = None
         tensors=tensors,
         args=args,
         entries=tuple(entries),
-        tied_copies=tuple(tied),
+        tied_copies=tuple(copies),
     )
 
 
@@ -158,9 +159,9 @@ def _args_of(shard: _Shard) -> dict[str, Any]:
 
 
 def _check_args_grid(args: Mapping[str, Any], location: Location) -> None:
-    names = ("tensor_model_parallel_size", "model_parallel_size")
-    tp = next(filter(None, (whole_number(args, name, location.folder) for name in names)), location.tp)
-    pp = whole_number(args, "pipeline_model_parallel_size", location.folder) or location.pp
+    sizes = (("tensor_model_parallel_size", "model_parallel_size"), ("pipeline_model_parallel_size",))
+    tp, pp = (argument(args, names, int, location.folder, "copy all shards again")[0] for names in sizes)
+    tp, pp = tp or location.tp, pp or location.pp
     if tp < location.tp or pp < location.pp:
         raise CheckpointError(
             f"`{location.folder}` holds {location.tp} x {location.pp} shards, its arguments say {tp} x {pp}",
@@ -217,20 +218,24 @@ def _layer_offsets(shards: Mapping[tuple[int, int], _Shard], naming: Naming, loc
 
 
 def _merge(
-    shards: Mapping[tuple[int, int], _Shard], naming: Naming, offsets: Mapping[int, int], location: Location
+    shards: Mapping[tuple[int, int], _Shard],
+    naming: Naming,
+    offsets: Mapping[int, int],
+    location: Location,
+    *,
+    tied: bool,
 ) -> tuple[dict[str, LogicalTensor], list[LogicalTensor], list[Accounted]]:
     """Sort every stored tensor into logical tensors (by tensor rank), tied copies, and the accounting."""
     parts: dict[str, dict[int, StoredTensor]] = defaultdict(dict)
-    tied: dict[int, StoredTensor] = {}
+    copy: dict[int, StoredTensor] = {}
     entries: list[Accounted] = []
-    untied = bool(_args_of(shards[0, 0]).get("untie_embeddings_and_output_weights"))
     for shard in shards.values():
         file = str(shard.path.relative_to(location.folder))
         entries += [Accounted(file=file, stored=name, name=None, reason="no weight") for name in shard.noise]
         entries += list(_account_other(shard, file))
         for stored, tensor in shard.tensors.items():
-            if stored == TIED_COPY[naming] and not untied:
-                tied[shard.tp] = tensor
+            if stored == TIED_COPY[naming] and tied:
+                copy[shard.tp] = tensor
                 entries.append(Accounted(file=file, stored=stored, name=None, reason="copy of the tied token table"))
                 continue
             name = canonical_name(stored, naming, offsets[shard.pp])
@@ -244,7 +249,7 @@ def _merge(
             parts[name][shard.tp] = tensor
             entries.append(Accounted(file=file, stored=stored, name=name, reason=""))
     tensors = {name: _logical(name, found, location) for name, found in parts.items()}
-    copies = [_logical("embedding.word.weight", tied, location)] if tied else []
+    copies = [_logical("embedding.word.weight", copy, location)] if copy else []
     return tensors, copies, entries
 
 

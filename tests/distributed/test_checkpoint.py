@@ -13,6 +13,7 @@ from mpeval.checkpoint.megatron import open_checkpoint
 from mpeval.checkpoint.names import Naming
 from mpeval.checkpoint.write import write_megatron
 from mpeval.config import ModelConfig
+from mpeval.errors import CheckpointError
 from mpeval.models.gpt import draw_full
 from mpeval.parallel.group import Group
 
@@ -96,6 +97,20 @@ def test_a_table_that_does_not_divide_ends_in_zero_rows(tmp_path: Path) -> None:
     alone = _logits(Group.single(), tmp_path, ids)
     for logits in run_ranks(_logits, 4, tmp_path, ids):
         torch.testing.assert_close(logits, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_a_file_that_does_not_say_so_can_be_called_untied(tmp_path: Path) -> None:
+    folder = _write(tmp_path, 1, 1, tied=False)
+    path = folder / "iter_0000007/mp_rank_00/model_optim_rng.pt"
+    content = torch.load(path, weights_only=False)
+    del content["args"].untie_embeddings_and_output_weights
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match="tied output layer is stored in copies that differ"):
+        open_checkpoint(folder).check()
+    opened = open_checkpoint(folder, {"tied": False})
+    opened.check()
+    assert opened.config.origins["tied"] == "--set"
+    assert torch.equal(opened.tensor("head.weight")[:], draw_full(opened.config, "head.weight", 5))
 
 
 @pytest.mark.parametrize(
