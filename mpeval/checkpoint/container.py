@@ -2,100 +2,16 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from mpeval.checkpoint.stored import AGAIN, ITEM_SIZES, StoredTensor
 from mpeval.checkpoint.unpickle import StorageRef, TensorRef, unpickle
 from mpeval.errors import CheckpointError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-ITEM_SIZES = {
-    "float64": 8,
-    "float32": 4,
-    "float16": 2,
-    "bfloat16": 2,
-    "int64": 8,
-    "int32": 4,
-    "int16": 2,
-    "int8": 1,
-    "uint8": 1,
-    "bool": 1,
-}
-AGAIN = "copy the file again and compare sizes"
-CHUNK_BYTES = 8 << 20
-"""At most this much of a file is mapped at a time, so that loading needs little more memory than the model."""
-
-Bounds = Sequence[tuple[int, int]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredTensor:
-    """A tensor on disk: a strided view of a byte range of a file.  Reads only what is asked for."""
-
-    path: Path
-    start: int
-    """Byte offset of the view's first element in the file."""
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-    dtype: str
-
-    @property
-    def elements(self) -> int:
-        """Number of elements of the view."""
-        count = 1
-        for extent in self.shape:
-            count *= extent
-        return count
-
-    @property
-    def nbytes(self) -> int:
-        """Size of the view's elements in bytes."""
-        return self.elements * ITEM_SIZES[self.dtype]
-
-    def copy_into(self, out: Tensor, bounds: Bounds) -> None:
-        """Copy the box `bounds` (one half-open range per dimension) into `out`, converting the dtype.
-
-        Maps at most `CHUNK_BYTES` at a time, unless a single row is larger.
-        """
-        with self.path.open("rb") as file:
-            for box in _chunks(bounds, self.stride, ITEM_SIZES[self.dtype]):
-                lead = box[0][0] - bounds[0][0] if box else 0
-                target = out[lead : lead + box[0][1] - box[0][0]] if box else out
-                self._copy_box(file.fileno(), target, box)
-
-    def _copy_box(self, descriptor: int, out: Tensor, box: Bounds) -> None:
-        import torch
-
-        if any(high <= low for low, high in box):
-            return
-        size = ITEM_SIZES[self.dtype]
-        first = self.start + size * sum(low * step for (low, _), step in zip(box, self.stride, strict=True))
-        span = size * (1 + sum((high - low - 1) * step for (low, high), step in zip(box, self.stride, strict=True)))
-        page = first - first % mmap.ALLOCATIONGRANULARITY
-        view = mmap.mmap(descriptor, first - page + span, offset=page, access=mmap.ACCESS_COPY)
-        flat = torch.frombuffer(view, dtype=getattr(torch, self.dtype), offset=first - page, count=span // size)
-        out.copy_(flat.as_strided([high - low for low, high in box], self.stride))
-        del flat
-        view.close()
-
-
-def _chunks(bounds: Bounds, stride: Sequence[int], item: int) -> Iterator[list[tuple[int, int]]]:
-    """Cut a box along its first dimension into boxes that span at most `CHUNK_BYTES` each."""
-    if not bounds:
-        yield []
-        return
-    (low, high), rest = bounds[0], list(bounds[1:])
-    rows = max(1, CHUNK_BYTES // max(1, item * stride[0]))
-    for start in range(low, high, rows):
-        yield [(start, min(start + rows, high)), *rest]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from mpeval.checkpoint.args import SUPPORTED, argument, config_of
-from mpeval.checkpoint.container import AGAIN, StoredTensor, open_torch_file
+from mpeval.checkpoint.container import open_torch_file
 from mpeval.checkpoint.locate import Location, check_grid, locate
 from mpeval.checkpoint.names import TIED_COPY, Naming, canonical_name, layer_index, naming_of, plain_spelling
 from mpeval.checkpoint.sharded import Accounted, LogicalTensor, ShardedCheckpoint
+from mpeval.checkpoint.stored import AGAIN, StoredTensor
 from mpeval.checkpoint.unpickle import Stub
 from mpeval.config import DTYPES
 from mpeval.errors import CheckpointError

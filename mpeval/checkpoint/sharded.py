@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mpeval.checkpoint.container import CHUNK_BYTES, ITEM_SIZES, StoredTensor
+from mpeval.checkpoint.stored import CHUNK_BYTES, ITEM_SIZES, StoredTensor
 from mpeval.config import ModelConfig
 from mpeval.errors import CheckpointError
 

@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 import torch
 
-from mpeval.checkpoint.container import StoredTensor, open_torch_file
+from mpeval.checkpoint.container import open_torch_file
+from mpeval.checkpoint.stored import StoredTensor
 from mpeval.checkpoint.unpickle import HARMLESS_BUILTINS, Stub, is_hostile, unpickle
 from mpeval.checkpoint.unpickle import _rebuild_tensor as stand_in
 from mpeval.errors import CheckpointError
