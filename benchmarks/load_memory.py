@@ -15,8 +15,9 @@ from pathlib import Path
 
 from random_checkpoint import SEED, SIZES
 
+from mpeval.checkpoint.weights import MadeWeights
 from mpeval.checkpoint.write import write_megatron
-from mpeval.models.gpt import draw_full
+from mpeval.models.weights import draw_full
 
 
 def status(field: str) -> int:
@@ -30,7 +31,7 @@ def load_one(folder: Path, rank: int, ranks: int) -> None:
     import torch
 
     from mpeval.checkpoint.load import load_model
-    from mpeval.checkpoint.megatron import open_checkpoint
+    from mpeval.checkpoint.open import open_checkpoint
     from mpeval.parallel.group import Axis, Group
 
     torch.nn.Linear(8, 8)(torch.zeros(1, 8))  # the first call brings up torch's thread pool
@@ -53,7 +54,7 @@ def main() -> None:
         return
     config = SIZES[options.size]
     with tempfile.TemporaryDirectory() as folder:
-        write_megatron(Path(folder), config, lambda name: draw_full(config, name, SEED), tp=2)
+        write_megatron(Path(folder), MadeWeights(config, lambda name: draw_full(config, name, SEED)), tp=2)
         print(f"{config.parameters():,} parameters, float32, stored as tp 2")
         print(f"{'rank':>4} {'of':>3} {'shard MB':>9} {'peak MB':>8} {'ratio':>6}")
         for ranks in (1, 2, 4, 8):

@@ -8,9 +8,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from mpeval.checkpoint.weights import MadeWeights
 from mpeval.checkpoint.write import write_megatron
 from mpeval.config import ModelConfig
-from mpeval.models.gpt import draw_full
+from mpeval.models.weights import draw_full
 
 SMALL = ModelConfig(
     layers=12, hidden=768, heads=12, ffn=3072, context=1024, vocab=50257, padded_vocab=50688, gelu="tanh"
@@ -32,7 +33,7 @@ def main() -> None:
     options = parser.parse_args()
     config = SIZES[options.size]
     folder = write_megatron(
-        options.folder, config, lambda name: draw_full(config, name, SEED), tp=options.tp, pp=options.pp
+        options.folder, MadeWeights(config, lambda name: draw_full(config, name, SEED)), tp=options.tp, pp=options.pp
     )
     print(f"{folder}: {config.parameters():,} random parameters in {options.tp} x {options.pp} shards")
 

@@ -25,11 +25,12 @@ from random_checkpoint import SEED, SMALL
 from transformers_weights import to_transformers
 
 from mpeval.checkpoint.load import load_model
-from mpeval.checkpoint.megatron import open_checkpoint
+from mpeval.checkpoint.open import open_checkpoint
+from mpeval.checkpoint.weights import MadeWeights
 from mpeval.checkpoint.write import write_megatron
 from mpeval.data import load_data
 from mpeval.items import Request
-from mpeval.models.gpt import draw_full
+from mpeval.models.weights import draw_full
 from mpeval.scoring import score
 from mpeval.tasks.build import build_task
 from mpeval.tasks.cards import select
@@ -97,7 +98,7 @@ def main() -> None:
     options = parser.parse_args()
     requests = lambada_requests(options.data, options.tokenizer, options.rows)
     with tempfile.TemporaryDirectory() as folder:
-        write_megatron(Path(folder), SMALL, lambda name: draw_full(SMALL, name, SEED), tp=2)
+        write_megatron(Path(folder), MadeWeights(SMALL, lambda name: draw_full(SMALL, name, SEED)), tp=2)
         model = load_model(open_checkpoint(folder), dtype=options.dtype)
     theirs = to_transformers(model)
     pairs = [(("", ""), list(request.context), list(request.target)) for request in requests]

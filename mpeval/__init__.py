@@ -9,7 +9,7 @@ from mpeval.errors import MpevalError
 
 if TYPE_CHECKING:
     from mpeval.checkpoint.load import load_model
-    from mpeval.checkpoint.megatron import open_checkpoint
+    from mpeval.checkpoint.open import open_checkpoint
     from mpeval.checkpoint.sharded import ShardedCheckpoint
     from mpeval.items import Request, Response
     from mpeval.parallel.group import Group
@@ -35,7 +35,7 @@ _LAZY = {
     "Response": "mpeval.items",
     "ShardedCheckpoint": "mpeval.checkpoint.sharded",
     "load_model": "mpeval.checkpoint.load",
-    "open_checkpoint": "mpeval.checkpoint.megatron",
+    "open_checkpoint": "mpeval.checkpoint.open",
     "score": "mpeval.scoring",
 }
 

@@ -129,7 +129,7 @@ def _known(option: str, value: str | None, known: tuple[str, ...]) -> str | None
 @app.command()
 def inspect(checkpoint: CheckpointArg, as_json: JsonOption = False, settings: SetOption = None) -> None:
     """Show a checkpoint's configuration with the origin of each value, its shards, accounting and digest."""
-    from mpeval.checkpoint.megatron import open_checkpoint
+    from mpeval.checkpoint.open import open_checkpoint
     from mpeval.config import parse_overrides
 
     opened = open_checkpoint(checkpoint, parse_overrides(settings or []))

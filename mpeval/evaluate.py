@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from mpeval import __version__, launch
 from mpeval.checkpoint.args import UNKNOWN_VOCAB
-from mpeval.checkpoint.megatron import open_checkpoint
+from mpeval.checkpoint.open import open_checkpoint
 from mpeval.checkpoint.sharded import ShardedCheckpoint, combine_digests
 from mpeval.data import Data, load_data
 from mpeval.errors import UsageError
@@ -115,6 +115,11 @@ def plan(options: Options, tp: int) -> Plan:
         check_store(options.record)
     checkpoint = open_checkpoint(options.checkpoint, dict(options.settings))
     checkpoint.config.check_ranks(tp)
+    if checkpoint.config.family != "gpt":
+        raise UsageError(
+            f"`{options.checkpoint}` holds a BERT, which predicts masked tokens: it has no likelihood of a text",
+            "the tasks here score a GPT; `mpeval inspect` and `mpeval convert` work on a BERT",
+        )
     unknown = checkpoint.config.origins.get("vocab") == UNKNOWN_VOCAB
     tokenizer = find_tokenizer(options.tokenizer, [checkpoint.root, checkpoint.path, options.checkpoint])
     config = checkpoint.config
@@ -136,6 +141,7 @@ def evaluate(made: Plan, options: Options, group: Group) -> RunResults:
     import torch
 
     from mpeval.checkpoint.load import load_model
+    from mpeval.models.gpt import GPT
 
     digest = _digest(made.checkpoint, group)
     dtype = options.dtype or made.checkpoint.dtype
@@ -150,7 +156,9 @@ def evaluate(made: Plan, options: Options, group: Group) -> RunResults:
         items = task.items[: options.limit]
         todo = [item for item in items if (task.protocol.id, item.id) not in done]
         if todo and model is None:
-            model = load_model(made.checkpoint, group, dtype)
+            loaded = load_model(made.checkpoint, group, dtype)
+            assert isinstance(loaded, GPT)
+            model = loaded
         seconds, tokens = _score_all(task, todo, len(items), model, options, group, journal) if model else (0.0, 0)
         order += [(task.protocol.id, item.id) for item in items]
         if journal:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from mpeval.errors import OutputError
@@ -38,6 +41,41 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             raise
     except OSError as error:
         raise unwritable(path, error) from error
+
+
+@contextmanager
+def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Give a temporary folder beside `path` to fill; rename it into place at the end, or remove it after an error.
+
+    With `replace` a folder that is already there is exchanged for the new one, else it is an error.
+
+    Raises:
+        OutputError: `path` is already there, or cannot be written.
+    """
+    if path.exists() and not replace:
+        raise OutputError(f"`{path}` is already there", "write to another folder, or remove it")
+    temporary = path.parent / f".{path.name}.{os.getpid()}"
+    old = path.parent / f".{path.name}.{os.getpid()}.old"
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        _flush(temporary)
+        if path.exists():
+            os.replace(path, old)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _flush(folder: Path) -> None:
+    """Force every file below a folder to disk, so that the rename cannot overtake the data."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
 
 
 def unwritable(path: Path, error: OSError, option: str = "--output") -> OutputError:

@@ -10,13 +10,13 @@ import json
 import shutil
 from pathlib import Path
 
-import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from mpeval.checkpoint.weights import MadeWeights
 from mpeval.checkpoint.write import write_megatron
 from mpeval.config import ModelConfig
 from mpeval.folders import data_folder
-from mpeval.models.gpt import draw_full
+from mpeval.models.weights import draw_full
 
 SEED = 1234
 VOCAB = 512
@@ -48,9 +48,7 @@ def main() -> None:
     config = ModelConfig(
         layers=2, hidden=64, heads=4, ffn=256, context=256, vocab=vocab, padded_vocab=vocab + -vocab % 256, gelu="tanh"
     )
-    folder = write_megatron(
-        root, config, lambda name: draw_full(config, name, SEED).to(torch.float32), tp=2, iteration=1
-    )
+    folder = write_megatron(root, MadeWeights(config, lambda name: draw_full(config, name, SEED)), tp=2, iteration=1)
     size = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
     print(f"wrote {folder}: {config.parameters():,} random parameters, {size / 1024:.0f} KiB with tokenizer")
 

@@ -17,9 +17,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from mpeval import cli
 from mpeval.checkpoint.names import Naming
+from mpeval.checkpoint.weights import MadeWeights
 from mpeval.checkpoint.write import write_megatron
 from mpeval.config import ModelConfig
-from mpeval.models.gpt import draw_full
+from mpeval.models.weights import draw_full
 
 torch.set_num_threads(1)  # models this small only wait for a second thread, long when the machine is busy
 
@@ -106,8 +107,7 @@ def make_checkpoint(
         (root / "tokenizer.json").write_text(tokenizer_json(made.vocab), encoding="utf-8")
     write_megatron(
         root,
-        made,
-        weight,
+        MadeWeights(made, weight),
         tp=tp,
         pp=pp,
         iteration=iteration,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from mpeval.checkpoint.sharded import LogicalTensor, ShardedCheckpoint
+from mpeval.checkpoint.logical import LogicalTensor
+from mpeval.checkpoint.sharded import ShardedCheckpoint
 from mpeval.errors import CheckpointError
+from mpeval.models.bert import BERT
 from mpeval.models.gpt import GPT
 from mpeval.parallel.group import Group
 from mpeval.parallel.layout import bounds, cut_of
@@ -13,7 +15,7 @@ from mpeval.parallel.layout import bounds, cut_of
 
 def load_model(
     checkpoint: ShardedCheckpoint, group: Group | None = None, dtype: str | torch.dtype | None = None
-) -> GPT:
+) -> GPT | BERT:
     """Build this rank's shard of the model and read just the slices it needs.
 
     Args:
@@ -22,8 +24,8 @@ def load_model(
         dtype: dtype of the parameters (default: the file's).
 
     Returns:
-        The model in evaluation mode on `group.device`.  `model(ids)` maps ids [batch, time] int64 to float32
-        logits [batch, time, true vocabulary].
+        The model in evaluation mode on `group.device`.  A GPT maps ids [batch, time] int64 to float32 logits
+        [batch, time, true vocabulary]; a BERT returns a `BERTOutput`.
 
     Raises:
         CheckpointError: NaN or infinity in a weight, or copies that differ (compared on the world's first rank).
@@ -33,7 +35,8 @@ def load_model(
     wanted = getattr(torch, dtype or checkpoint.dtype) if not isinstance(dtype, torch.dtype) else dtype
     if group.world.rank == 0:
         checkpoint.check()
-    model = GPT(checkpoint.config, group, wanted).eval().requires_grad_(False)
+    kind = BERT if checkpoint.config.family == "bert" else GPT
+    model = kind(checkpoint.config, group, wanted).eval().requires_grad_(False)
     for name, parameter in model.named_parameters():
         _fill(parameter, checkpoint.tensor(name), group, checkpoint)
     return model

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 from mpeval.errors import CheckpointError
 
 TRACKER = "latest_checkpointed_iteration.txt"
 MODEL_FILE = "model_optim_rng.pt"
+MODEL_FILES = (MODEL_FILE, "model_rng.pt")
+"""A shard's file; in 2022 and 2023 the distributed optimizer moved its part elsewhere and left the second name."""
 _RANK_FOLDER = re.compile(r"mp_rank_(\d{2,})(?:_(\d{3,}))?(?:_(\d{3,}))?")
+Format = Literal["megatron", "torch_dist", "huggingface"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,21 +24,26 @@ class Location:
 
     root: Path
     folder: Path
-    files: dict[tuple[int, int], Path]
+    format: Format = "megatron"
+    files: dict[tuple[int, int], Path] = field(default_factory=dict)
+    """Shards of the classic container; empty for the other formats."""
 
     @property
     def tp(self) -> int:
         """Tensor-parallel size of the files."""
-        return 1 + max(tp for tp, _ in self.files)
+        return 1 + max((tp for tp, _ in self.files), default=0)
 
     @property
     def pp(self) -> int:
         """Pipeline-parallel size of the files."""
-        return 1 + max(pp for _, pp in self.files)
+        return 1 + max((pp for _, pp in self.files), default=0)
 
 
 def locate(path: Path) -> Location:
-    """Find the shards under a root with a tracker, an iteration folder, a `release` folder or a file of one.
+    """Find the checkpoint that a path means.
+
+    Args:
+        path: a root with a tracker, an iteration folder, `release`, a file inside one, or a Hugging Face folder.
 
     Raises:
         CheckpointError: nothing there, no tracker, another format, or shards missing from the grid.
@@ -41,20 +51,35 @@ def locate(path: Path) -> Location:
     if not path.exists():
         raise CheckpointError(f"no such checkpoint: `{path}` does not exist", _neighbours(path))
     if path.is_file():
-        if path.name != MODEL_FILE:
+        if path.name not in MODEL_FILES and not _is_hugging_face(path.parent) and not _is_dist(path.parent):
             raise CheckpointError(
                 f"`{path}` is a file, not a checkpoint folder", f"pass the folder above `{MODEL_FILE}`"
             )
         path = path.parent
     if _RANK_FOLDER.fullmatch(path.name):
         path = path.parent
-    _refuse_other_formats(path)
-    if _rank_folders(path):
+    if _is_hugging_face(path):
+        return Location(root=path, folder=path, format="huggingface")
+    if _rank_folders(path) or _is_dist(path):
         root = path.parent if (path.parent / TRACKER).is_file() else path
-        return Location(root=root, folder=path, files=_grid(path))
-    folder = _tracked(path)
-    _refuse_other_formats(folder)
-    return Location(root=path, folder=folder, files=_grid(folder))
+        return _iteration(root, path)
+    return _iteration(path, _tracked(path))
+
+
+def _iteration(root: Path, folder: Path) -> Location:
+    """Return the checkpoint in an iteration's folder, whatever its format."""
+    if _is_dist(folder):
+        return Location(root=root, folder=folder, format="torch_dist")
+    return Location(root=root, folder=folder, files=_grid(folder))
+
+
+def _is_dist(folder: Path) -> bool:
+    return (folder / ".metadata").exists() or (folder / "metadata.json").exists()
+
+
+def _is_hugging_face(folder: Path) -> bool:
+    """Tell a Hugging Face folder by its configuration; Megatron writes no file of that name."""
+    return (folder / "config.json").is_file() and not (folder / TRACKER).exists() and not _rank_folders(folder)
 
 
 def _neighbours(path: Path) -> str:
@@ -91,22 +116,6 @@ def _holds(folder: Path) -> str:
     return f"`{folder}` holds: {', '.join(f'`{name}`' for name in names[:8]) or 'nothing'}"
 
 
-def _refuse_other_formats(folder: Path) -> None:
-    if not folder.is_dir():
-        return
-    if (folder / ".metadata").exists() or (folder / "metadata.json").exists():
-        raise CheckpointError(
-            f"`{folder}` is a torch_dist checkpoint, which this version does not read",
-            "write it in the classic container: Megatron's `--ckpt-format torch`",
-        )
-    weights = [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]
-    if (folder / "config.json").exists() and weights:
-        raise CheckpointError(
-            f"`{folder}` is a Hugging Face checkpoint, which this version does not read",
-            "pass the Megatron shards that it was made from",
-        )
-
-
 def _rank_folders(folder: Path) -> list[tuple[re.Match[str], Path]]:
     matches = ((_RANK_FOLDER.fullmatch(item.name), item) for item in sorted(folder.iterdir()))
     return [(match, item) for match, item in matches if match]
@@ -116,13 +125,14 @@ def _grid(folder: Path) -> dict[tuple[int, int], Path]:
     files: dict[tuple[int, int], Path] = {}
     without: list[str] = []
     for match, item in _rank_folders(folder):
-        if match[3] is not None:
+        if match[3] is not None and any((item / name).is_file() for name in MODEL_FILES):
             raise CheckpointError(
                 f"`{item.name}` in `{folder}` belongs to an expert-parallel checkpoint",
                 "mixture-of-experts models are not supported",
             )
-        if (item / MODEL_FILE).is_file():
-            files[int(match[1]), int(match[2] or 0)] = item / MODEL_FILE
+        held = [item / name for name in MODEL_FILES if (item / name).is_file()]
+        if held:
+            files[int(match[1]), int(match[2] or 0)] = held[0]
         else:
             without.append(item.name)
     if not files:
@@ -134,10 +144,12 @@ def _grid(folder: Path) -> dict[tuple[int, int], Path]:
 
 def check_grid(folder: Path, files: dict[tuple[int, int], Path], tp: int, pp: int) -> None:
     """Refuse a grid of `tp` x `pp` in which a shard is missing, naming each."""
-    missing = [(t, p) for t in range(tp) for p in range(pp) if (t, p) not in files]
-    if missing:
-        names = [f"mp_rank_{t:02d}" + (f"_{p:03d}" if pp > 1 else "") for t, p in missing]
-        raise CheckpointError(
-            f"`{folder}` lacks {len(missing)} of {tp * pp} shards: {', '.join(f'`{name}`' for name in names)}",
-            f"found: {', '.join(f'`{path.parent.name}`' for path in files.values())}; copy the missing ones here",
-        )
+    if len(files) == tp * pp:
+        return
+    missing = islice(((t, p) for t in range(tp) for p in range(pp) if (t, p) not in files), 8)
+    names = [f"`mp_rank_{t:02d}" + (f"_{p:03d}`" if pp > 1 else "`") for t, p in missing]
+    count = tp * pp - len(files)
+    raise CheckpointError(
+        f"`{folder}` lacks {count} of {tp * pp} shards: {', '.join(names)}{', ...' * (count > len(names))}",
+        f"found: {', '.join(f'`{path.parent.name}`' for path in files.values())}; copy the missing ones here",
+    )

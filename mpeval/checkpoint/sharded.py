@@ -3,79 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from mpeval.checkpoint.stored import CHUNK_BYTES, ITEM_SIZES, StoredTensor
+from mpeval.checkpoint.logical import LogicalTensor, whole
 from mpeval.config import ModelConfig
 from mpeval.errors import CheckpointError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-
-@dataclass(frozen=True, kw_only=True)
-class LogicalTensor:
-    """One full tensor, stored as consecutive `parts` along `dim` (None: one part holds it all).
-
-    Index it with slices, `tensor[10:20]` or `tensor[:, 5:9]`, to read just that box.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    dim: int | None
-    parts: tuple[StoredTensor, ...]
-    copies: tuple[StoredTensor, ...] = ()
-    """Other places of the file that must hold the same values as `parts[0]`: replicas on other tensor ranks."""
-
-    def __getitem__(self, index: slice | tuple[slice, ...]) -> Tensor:
-        """Read a box of the tensor; slices have step 1."""
-        slices = index if isinstance(index, tuple) else (index,)
-        slices = (*slices, *[slice(None)] * (len(self.shape) - len(slices)))
-        bounds = []
-        for item, extent in zip(slices, self.shape, strict=True):
-            low, high, step = item.indices(extent)
-            if step != 1:
-                raise ValueError("checkpoint tensors are read with step 1")
-            bounds.append((low, max(low, high)))
-        return self.read(bounds)
-
-    def read(self, bounds: Sequence[tuple[int, int]]) -> Tensor:
-        """Read the box `bounds` into a new tensor of the stored dtype."""
-        import torch
-
-        out = torch.empty([high - low for low, high in bounds], dtype=getattr(torch, self.dtype))
-        self.copy_into(out, bounds)
-        return out
-
-    def copy_into(self, out: Tensor, bounds: Sequence[tuple[int, int]]) -> None:
-        """Read the box `bounds` into `out`, converting to its dtype and device, touching only what it covers."""
-        if self.dim is None:
-            self.parts[0].copy_into(out, bounds)
-            return
-        start = 0
-        low, high = bounds[self.dim]
-        for part in self.parts:
-            stop = start + part.shape[self.dim]
-            first, last = max(low, start), min(high, stop)
-            if first < last:
-                inner = list(bounds)
-                inner[self.dim] = (first - start, last - start)
-                part.copy_into(out.narrow(self.dim, first - low, last - first), inner)
-            start = stop
-
-    def pieces(self, rows: int | None = None) -> Iterator[Tensor]:
-        """Read the tensor (its first `rows` rows) in order, a bounded amount of memory at a time."""
-        total = self.shape[0] if rows is None else rows
-        row_bytes = ITEM_SIZES[self.dtype]
-        for extent in self.shape[1:]:
-            row_bytes *= extent
-        step = max(1, CHUNK_BYTES // max(1, row_bytes))
-        for start in range(0, total, step):
-            yield self[start : min(start + step, total)]
+from mpeval.parallel.layout import cut_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,12 +76,9 @@ class ShardedCheckpoint:
         Raises:
             CheckpointError: the copies differ; the checkpoint was damaged or saved while diverging.
         """
-        for tensor in self.tensors.values():
-            whole = tensor.parts[:1]
+        for name, tensor in self.tensors.items():
             for copy in tensor.copies:
-                self._same(
-                    tensor.name, replace(tensor, dim=None, parts=whole), replace(tensor, dim=None, parts=(copy,))
-                )
+                self._same(name, replace(tensor, copies=()), whole(name, copy))
         for tied in self.tied_copies:
             self._same("the tied output layer", self.tensors["embedding.word.weight"], tied)
 
@@ -157,7 +90,8 @@ class ShardedCheckpoint:
                 f"`{self.path}`: {what} has copies of shapes {list(left.shape)} and {list(right.shape)}",
                 "files of two checkpoints are mixed, or one is damaged; copy all shards again",
             )
-        for ours, theirs in zip(left.pieces(), right.pieces(), strict=True):
+        for bounds in left.chunks():
+            ours, theirs = left.read(bounds), right.read(bounds)
             if not torch.equal(ours, theirs):
                 gap = (ours.double() - theirs.double()).abs().max().item()
                 raise CheckpointError(
@@ -165,17 +99,20 @@ class ShardedCheckpoint:
                     "the checkpoint is damaged or was saved while diverging; use another iteration",
                 )
 
-    def tensor_digest(self, name: str) -> str:
-        """Return the sha256 of one full tensor's values in row-major order, without padding rows."""
+    def tensor_digest(self, name: str, dtype: str | None = None) -> str:
+        """Return the sha256 of one full tensor's values in row-major order, without padding rows.
+
+        With `dtype`, the digest that the tensor has after a conversion to it.
+        """
         import torch
 
-        tensor = self.tensor(name)
-        rows = self.config.vocab if name in {"embedding.word.weight", "head.weight"} else None
+        tensor, dtype = self.tensor(name), dtype or self.tensor(name).dtype
+        rows = self.config.vocab if cut_of(name).vocab else None
         digest = hashlib.sha256()
-        for piece in tensor.pieces(rows):
-            digest.update(piece.contiguous().view(torch.uint8).numpy().tobytes())
+        for bounds in tensor.chunks(rows):
+            digest.update(tensor.read(bounds, dtype).view(torch.uint8).numpy().data)
         shape = (rows, *tensor.shape[1:]) if rows is not None else tensor.shape
-        return hashlib.sha256(f"{name} {tensor.dtype} {list(shape)} {digest.hexdigest()}".encode()).hexdigest()
+        return hashlib.sha256(f"{name} {dtype} {list(shape)} {digest.hexdigest()}".encode()).hexdigest()
 
     def digest(self) -> str:
         """Return `sha256:...` over all tensors: the same for the same weights in any layout.

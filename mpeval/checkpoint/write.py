@@ -1,48 +1,57 @@
-"""Write Megatron's classic container: any tensors, at any tensor- and pipeline-parallel size, in either naming."""
+"""Write Megatron's classic container at any tensor- and pipeline-parallel size, in either naming."""
 
 from __future__ import annotations
 
 import argparse
-import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from mpeval.checkpoint.args import UNKNOWN_VOCAB
 from mpeval.checkpoint.locate import MODEL_FILE, TRACKER
-from mpeval.checkpoint.names import TIED_COPY, Naming, stored_name
+from mpeval.checkpoint.names import FUSED, TIED_COPY, Naming, stored_name
+from mpeval.checkpoint.stored import Bounds
+from mpeval.checkpoint.torchzip import Planned, write_torch_file
+from mpeval.checkpoint.weights import Weights
 from mpeval.config import ModelConfig
 from mpeval.errors import CheckpointError
-from mpeval.folders import unwritable, write_atomically
-from mpeval.parallel.layout import split
+from mpeval.folders import new_folder, write_atomically
+from mpeval.parallel.layout import bounds, cut_of
 
-GetTensor = Callable[[str], torch.Tensor]
+Advance = Callable[[int], None]
+
+
+def ignored(count: int) -> None:
+    """Take note of nothing."""
+    del count
 
 
 def write_megatron(
     root: Path,
-    config: ModelConfig,
-    tensor: GetTensor,
+    weights: Weights,
     *,
     tp: int = 1,
     pp: int = 1,
     iteration: int = 1,
     naming: Naming = "megatron-core",
     version: float = 3.0,
+    divisor: int = 128,
+    advance: Advance = ignored,
 ) -> Path:
-    """Write `root/iter_NNNNNNN` with `tp` x `pp` shards, then the tracker.
+    """Write `root/iter_NNNNNNN` with `tp` x `pp` shards, then the tracker.  One tensor is in memory at a time.
 
     Args:
         root: the checkpoint's root folder; created if absent.
-        config: the model; its `padded_vocab` must divide by `tp`.
-        tensor: returns the full tensor of a canonical name.
+        weights: the model; its `padded_vocab` must divide by `tp`.
         tp: tensor-parallel size of the files.
         pp: pipeline-parallel size of the files; divides the layers.
         iteration: number of the iteration folder.
         naming: `megatron-core` or `megatron` (the names of Megatron-LM v2).
         version: the `checkpoint_version` entry, 2.0 or 3.0.
+        divisor: Megatron's `make_vocab_size_divisible_by`, for the arguments.
+        advance: called with the bytes of each tensor written.
 
     Returns:
         The iteration folder, which appears whole or not at all.
@@ -50,6 +59,7 @@ def write_megatron(
     Raises:
         CheckpointError: sizes that do not divide, or an iteration that is already there.
     """
+    config = weights.config
     config.check_ranks(tp)
     if version not in {2.0, 3.0}:
         raise CheckpointError(f"checkpoint version {version} cannot be written", "give 2.0 or 3.0")
@@ -59,49 +69,67 @@ def write_megatron(
             "choose a pipeline size that divides the layers, a tensor size that divides the padded vocabulary",
         )
     folder = root / f"iter_{iteration:07d}"
-    if folder.exists():
-        raise CheckpointError(f"`{folder}` is already there", "write to another root, or remove it")
-    temporary = root / f".{folder.name}.{os.getpid()}"
-    try:
+    with new_folder(folder) as temporary:
         for stage in range(pp):
-            for rank, state in enumerate(_stage_states(config, tensor, stage, tp, pp, naming)):
-                name = f"mp_rank_{rank:02d}" + (f"_{stage:03d}" if pp > 1 else "")
-                (temporary / name).mkdir(parents=True)
+            for rank in range(tp):
+                state = _state(weights, stage, pp, rank, tp, naming, advance)
                 content = {
-                    "args": _args(config, tp, pp, iteration),
+                    "args": argparse.Namespace(**arguments(config, tp, pp, iteration, divisor)),
                     "checkpoint_version": version,
                     "iteration": iteration,
                     "model": _nested(state) if naming == "megatron" else state,
                 }
-                torch.save(content, temporary / name / MODEL_FILE)
-        os.replace(temporary, folder)
-    except OSError as error:
-        raise unwritable(folder, error) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+                name = f"mp_rank_{rank:02d}" + (f"_{stage:03d}" if pp > 1 else "")
+                (temporary / name).mkdir(parents=True)
+                with (temporary / name / MODEL_FILE).open("wb") as file:
+                    write_torch_file(file, content)
     write_atomically(root / TRACKER, str(iteration))
     return folder
 
 
-def _stage_states(
-    config: ModelConfig, tensor: GetTensor, stage: int, tp: int, pp: int, naming: Naming
-) -> list[dict[str, torch.Tensor]]:
-    """Return the state of each tensor rank of one pipeline stage, under stored names."""
+def _state(
+    weights: Weights, stage: int, pp: int, rank: int, tp: int, naming: Naming, advance: Advance
+) -> dict[str, Planned]:
+    """Return what one rank of one stage holds, under stored names."""
+    config = weights.config
     per_stage = config.layers // pp
     first, last = stage * per_stage, (stage + 1) * per_stage
-    states: list[dict[str, torch.Tensor]] = [{} for _ in range(tp)]
+    state: dict[str, Planned] = {}
     for name in config.shapes():
-        if _stage_holds(name, stage, pp, first, last):
-            for state, shard in zip(states, split(name, tensor(name), tp), strict=True):
-                state[stored_name(name, naming, first)] = shard
+        if FUSED[0] in name or not stage_holds(name, stage, pp, first, last):
+            continue
+        names = [name.replace(FUSED[1], half) for half in FUSED] if config.swiglu and FUSED[1] in name else [name]
+        state[stored_name(name, naming, config.family, first)] = _planned(weights, names, rank, tp, advance)
     if config.tied and pp > 1 and stage == pp - 1:
-        shards = split("embedding.word.weight", tensor("embedding.word.weight"), tp)
-        for state, shard in zip(states, shards, strict=True):
-            state[TIED_COPY[naming]] = shard
-    return states
+        state[TIED_COPY[naming]] = _planned(weights, ["embedding.word.weight"], rank, tp, advance)
+    return state
 
 
-def _stage_holds(name: str, stage: int, pp: int, first: int, last: int) -> bool:
+def _planned(weights: Weights, names: list[str], rank: int, tp: int, advance: Advance) -> Planned:
+    """Plan one rank's shard of a tensor, or of several that lie one above the other."""
+    boxes = [_box(weights.config, name, rank, tp) for name in names]
+    extents = [high - low for low, high in boxes[0]]
+
+    def make() -> torch.Tensor:
+        parts = [weights.read(name, box) for name, box in zip(names, boxes, strict=True)]
+        made = parts[0] if len(parts) == 1 else torch.cat(parts)
+        advance(made.nbytes)
+        return made
+
+    return Planned(shape=(extents[0] * len(names), *extents[1:]), dtype=weights.dtype(names[0]), make=make)
+
+
+def _box(config: ModelConfig, name: str, rank: int, tp: int) -> Bounds:
+    """Return the box of the full tensor that one rank holds."""
+    cut, shape = cut_of(name), config.shapes()[name]
+    box = [(0, extent) for extent in shape]
+    if cut.dim is not None:
+        box[cut.dim] = bounds(shape[cut.dim], rank, tp, cut)
+    return box
+
+
+def stage_holds(name: str, stage: int, pp: int, first: int, last: int) -> bool:
+    """Tell whether a pipeline stage, of layers `first` to `last` (not included), holds a canonical tensor."""
     if name.startswith("embedding."):
         return stage == 0
     if name.startswith("layers."):
@@ -109,45 +137,69 @@ def _stage_holds(name: str, stage: int, pp: int, first: int, last: int) -> bool:
     return stage == pp - 1
 
 
-def _args(config: ModelConfig, tp: int, pp: int, iteration: int) -> argparse.Namespace:
+def arguments(config: ModelConfig, tp: int, pp: int, iteration: int, divisor: int = 128) -> dict[str, Any]:
     """Return the arguments that Megatron needs to rebuild the model."""
     values: dict[str, Any] = {
         "num_layers": config.layers,
         "hidden_size": config.hidden,
         "ffn_hidden_size": config.ffn,
         "num_attention_heads": config.heads,
+        "group_query_attention": config.kv_heads != config.heads,
+        "num_query_groups": config.kv_heads,
         "kv_channels": config.head_dim,
         "seq_length": config.context,
         "max_position_embeddings": config.context,
-        "vocab_size": config.vocab,
+        "vocab_size": config.vocab if config.origins.get("vocab") != UNKNOWN_VOCAB else None,
         "padded_vocab_size": config.padded_vocab,
+        "make_vocab_size_divisible_by": divisor,
         "tensor_model_parallel_size": tp,
         "pipeline_model_parallel_size": pp,
         "virtual_pipeline_model_parallel_size": None,
-        "position_embedding_type": "learned_absolute",
-        "add_position_embedding": True,
-        "normalization": "LayerNorm",
+        "position_embedding_type": "rope" if config.rope else "learned_absolute",
+        "add_position_embedding": not config.rope,
+        "normalization": "RMSNorm" if config.norm == "rmsnorm" else "LayerNorm",
         "layernorm_epsilon": config.eps,
         "norm_epsilon": config.eps,
-        "add_bias_linear": True,
-        "swiglu": False,
-        "openai_gelu": False,
+        "apply_residual_connection_post_layernorm": config.post_norm,
+        "qk_layernorm": config.qk_norm,
+        "add_bias_linear": config.linear_bias,
+        "add_qkv_bias": config.qkv_bias and not config.linear_bias,
+        "swiglu": config.swiglu,
+        "openai_gelu": config.lm_head_gelu == "tanh",
         "bias_gelu_fusion": config.gelu == "tanh",
         "untie_embeddings_and_output_weights": not config.tied,
+        "bert_binary_head": config.binary_head,
         "hidden_dropout": config.dropout,
         "attention_dropout": config.attention_dropout,
         "init_method_std": config.init_std,
         "iteration": iteration,
     }
-    return argparse.Namespace(**values)
+    return values | (_rope_arguments(config) if config.rope else {})
 
 
-def _nested(state: dict[str, torch.Tensor]) -> dict[str, Any]:
+def _rope_arguments(config: ModelConfig) -> dict[str, Any]:
+    if config.rope_scaling == "llama3" and (config.rope_low, config.rope_high, config.rope_original) != (1, 4, 8192):
+        raise CheckpointError(
+            f"Megatron's arguments cannot say rotary scaling between {config.rope_low:g} and {config.rope_high:g} of "
+            f"{config.rope_original}",
+            "its code has 1, 4 and 8192 written into it; keep the Hugging Face format",
+        )
+    return {
+        "rotary_base": int(config.rope_base) if config.rope_base == int(config.rope_base) else config.rope_base,
+        "rotary_percent": config.rope_percent,
+        "rotary_interleaved": config.rope_interleaved,
+        "rotary_seq_len_interpolation_factor": config.rope_factor if config.rope_scaling == "linear" else None,
+        "use_rope_scaling": config.rope_scaling == "llama3",
+        "rope_scaling_factor": config.rope_factor if config.rope_scaling == "llama3" else 8.0,
+    }
+
+
+def _nested(state: dict[str, Planned]) -> dict[str, Any]:
     """Nest names as Megatron-LM v2 did: dictionaries down to `embedding.*` and `encoder`, flat below."""
     tree: dict[str, Any] = {}
     for name, value in state.items():
         parts = name.split(".")
-        depth = 2 if parts[1] == "encoder" else len(parts) - 1
+        depth = 2 if parts[1] == "encoder" else 1 if parts[0].endswith("_head") and len(parts) > 2 else len(parts) - 1
         branch = tree
         for part in parts[:depth]:
             branch = branch.setdefault(part, {})

@@ -1,20 +1,42 @@
-"""One transformer block, tensor-parallel: pre-layer-norm attention and feed-forward branches."""
+"""The transformer that all models share, tensor-parallel: embeddings, blocks, norms, task heads."""
 
 from __future__ import annotations
 
-from typing import Unpack
+from typing import NamedTuple, Unpack
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from mpeval.config import ModelConfig
+from mpeval.models.rotary import Rotation, rotation
 from mpeval.parallel.dropout import DropoutStreams
-from mpeval.parallel.group import Axis
-from mpeval.parallel.layers import ColumnLinear, Factory, LayerNorm, RowLinear, shard_size
+from mpeval.parallel.group import Axis, Group
+from mpeval.parallel.layers import (
+    ColumnLinear,
+    Dense,
+    Factory,
+    LayerNorm,
+    RMSNorm,
+    RowLinear,
+    VocabEmbedding,
+    new_parameter,
+    shard_size,
+)
 from mpeval.parallel.ops import enter
 
 Tensor = torch.Tensor
+
+
+class Pass(NamedTuple):
+    """What all blocks of one forward pass share."""
+
+    streams: DropoutStreams | None = None
+    """Where dropout draws from; none in evaluation."""
+    rotation: Rotation | None = None
+    """Rotary positions; none with a position table."""
+    mask: Tensor | None = None
+    """[batch, 1, 1, time] bool, the keys that may be attended to; none: attention is causal."""
 
 
 def dropout(x: Tensor, rate: float, streams: DropoutStreams | None, stream: str = "shared") -> Tensor:
@@ -30,70 +52,213 @@ def pick(x: Tensor, at: Tensor | None) -> Tensor:
     return x if at is None else x.flatten(0, 1)[at]
 
 
+def new_norm(config: ModelConfig, width: int, **factory: Unpack[Factory]) -> LayerNorm | RMSNorm:
+    """Make the kind of norm that the configuration names, uninitialised."""
+    return (RMSNorm if config.norm == "rmsnorm" else LayerNorm)(width, eps=config.eps, **factory)
+
+
+class Table(nn.Module):
+    """A plain table [rows, hidden]: of positions, of token types, or of an output layer whose head is not tied."""
+
+    def __init__(self, rows: int, hidden: int, **factory: Unpack[Factory]) -> None:
+        """Allocate the rows, uninitialised."""
+        super().__init__()
+        self.weight = new_parameter(rows, hidden, **factory)
+
+
+class Embedding(nn.Module):
+    """Token vectors, plus position vectors and token type vectors where the model has such tables."""
+
+    def __init__(self, config: ModelConfig, *, group: Group, **factory: Unpack[Factory]) -> None:
+        """Allocate this rank's rows of the token table and the whole of the small tables."""
+        super().__init__()
+        self.rate = config.dropout
+        self.word = VocabEmbedding(config.padded_vocab, config.hidden, axis=group.tp, **factory)
+        self.position = None if config.rope else Table(config.context, config.hidden, **factory)
+        self.tokentype = Table(config.tokentypes, config.hidden, **factory) if config.tokentypes else None
+
+    def forward(self, ids: Tensor, streams: DropoutStreams | None = None, tokentypes: Tensor | None = None) -> Tensor:
+        """Map ids (and token types), both [batch, time] int64, to [batch, time, hidden]."""
+        vectors = self.word(ids)
+        if self.position is not None:
+            vectors = vectors + self.position.weight[: ids.shape[-1]]
+        if self.tokentype is not None and tokentypes is not None:
+            vectors = vectors + F.embedding(tokentypes, self.tokentype.weight)
+        return dropout(vectors, self.rate, streams)
+
+
 class Attention(nn.Module):
-    """Causal self-attention; each rank computes heads / p of the heads."""
+    """Self-attention, causal or over all keys that are not padding; each rank computes heads / p of the heads."""
 
     def __init__(self, config: ModelConfig, *, axis: Axis, **factory: Unpack[Factory]) -> None:
         """Allocate this rank's heads."""
         super().__init__()
-        self.heads_local = shard_size(config.heads, axis, "number of heads")
+        self.groups_local = shard_size(config.kv_heads, axis, "number of key-value heads")
+        self.shared_by = config.heads // config.kv_heads
         self.head_dim = config.head_dim
         self.rate = config.attention_dropout
-        self.qkv = ColumnLinear(config.hidden, 3 * config.hidden, axis=axis, **factory)
-        self.out = RowLinear(config.hidden, config.hidden, axis=axis, **factory)
+        self.qkv = ColumnLinear(config.hidden, config.qkv_rows, axis=axis, bias=config.qkv_bias, **factory)
+        self.query_norm = new_norm(config, config.head_dim, **factory) if config.qk_norm else None
+        self.key_norm = new_norm(config, config.head_dim, **factory) if config.qk_norm else None
+        mixed = config.heads * config.head_dim
+        self.out = RowLinear(mixed, config.hidden, axis=axis, bias=config.linear_bias, **factory)
 
-    def forward(self, x: Tensor, streams: DropoutStreams | None = None, at: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, run: Pass, at: Tensor | None = None) -> Tensor:
         """Map [batch, time, hidden] to the same shape, or to [positions, hidden] at the flat positions `at`.
 
-        Rows of the QKV weight are [heads, 3, head_dim].
+        Rows of the QKV weight are, for each key-value head, its query heads, then its key, then its value: with as
+        many key-value heads as query heads [heads, 3, head_dim].
         """
-        parts = self.qkv(x).unflatten(-1, (self.heads_local, 3, self.head_dim)).transpose(1, 2)
-        query, key, value = parts.unbind(-2)  # [batch, heads_local, time, head_dim]
-        if streams is None:
-            mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
-        else:
-            with streams.using("own"):
-                mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True, dropout_p=self.rate)
+        rows = self.qkv(x).unflatten(-1, (self.groups_local, self.shared_by + 2, self.head_dim))
+        query, key, value = rows.split([self.shared_by, 1, 1], dim=-2)
+        query, key, value = (part.flatten(2, 3).transpose(1, 2) for part in (query, key, value))
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
+        if run.rotation is not None:
+            query, key = run.rotation(query), run.rotation(key)
+        mixed = self._mix(query, key, value, run)  # [batch, heads_local, time, head_dim]
         result: Tensor = self.out(pick(mixed.transpose(1, 2).flatten(-2), at))
         return result
 
+    def _mix(self, query: Tensor, key: Tensor, value: Tensor, run: Pass) -> Tensor:
+        def mix(rate: float) -> Tensor:
+            return F.scaled_dot_product_attention(
+                query,
+                key,
+                value,
+                attn_mask=run.mask,
+                dropout_p=rate,
+                is_causal=run.mask is None,
+                enable_gqa=self.shared_by > 1,
+            )
+
+        if run.streams is None:
+            return mix(0.0)
+        with run.streams.using("own"):
+            return mix(self.rate)
+
 
 class MLP(nn.Module):
-    """The feed-forward branch: widen, GELU, narrow."""
+    """The feed-forward branch: widen, GELU, narrow; or with SwiGLU down(silu(gate(x)) * up(x))."""
 
     def __init__(self, config: ModelConfig, *, axis: Axis, **factory: Unpack[Factory]) -> None:
         """Allocate this rank's ffn / p features."""
         super().__init__()
         self.approximate = "tanh" if config.gelu == "tanh" else "none"
-        self.up = ColumnLinear(config.hidden, config.ffn, axis=axis, **factory)
-        self.down = RowLinear(config.ffn, config.hidden, axis=axis, **factory)
+        sizes, bias = (config.hidden, config.ffn), config.linear_bias
+        self.gate = ColumnLinear(*sizes, axis=axis, bias=bias, **factory) if config.swiglu else None
+        self.up = ColumnLinear(*sizes, axis=axis, bias=bias, **factory)
+        self.down = RowLinear(config.ffn, config.hidden, axis=axis, bias=bias, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., hidden] to the same shape."""
-        result: Tensor = self.down(F.gelu(self.up(x), approximate=self.approximate))
+        if self.gate is not None:
+            wide = F.silu(self.gate(x)) * self.up(x)
+        else:
+            wide = F.gelu(self.up(x), approximate=self.approximate)
+        result: Tensor = self.down(wide)
         return result
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)): two all-reduces forward, two backward."""
+    """x + attention(norm(x)), then x + mlp(norm(x)): two all-reduces forward, two backward.
+
+    With `post_norm` the residual is added to the norm's output: n + attention(n) with n = norm(x).  Written that
+    way the norm before attention is the one that Google's BERT draws at the end of the block before (for the first
+    block, its embedding norm), so both orders have the same parameters in the same places.
+    """
 
     def __init__(self, config: ModelConfig, *, axis: Axis, **factory: Unpack[Factory]) -> None:
         """Allocate this rank's shard of the block."""
         super().__init__()
         self.axis = axis
         self.rate = config.dropout
-        self.attention_norm = LayerNorm(config.hidden, eps=config.eps, **factory)
+        self.post_norm = config.post_norm
+        self.attention_norm = new_norm(config, config.hidden, **factory)
         self.attention = Attention(config, axis=axis, **factory)
-        self.mlp_norm = LayerNorm(config.hidden, eps=config.eps, **factory)
+        self.mlp_norm = new_norm(config, config.hidden, **factory)
         self.mlp = MLP(config, axis=axis, **factory)
 
-    def forward(self, x: Tensor, streams: DropoutStreams | None = None, at: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, run: Pass, at: Tensor | None = None) -> Tensor:
         """Map [batch, time, hidden], equal on all tensor ranks, to the same shape.
 
         With `at` (flat positions in batch x time), return only those, [positions, hidden]: of a last block, nothing
         after the attention is computed for positions that nobody reads.
         """
-        mixed = self.attention(enter(self.attention_norm(x), self.axis), streams, at)
-        x = pick(x, at) + dropout(mixed, self.rate, streams)
-        widened = self.mlp(enter(self.mlp_norm(x), self.axis))
-        return x + dropout(widened, self.rate, streams)
+        normed = self.attention_norm(x)
+        mixed = self.attention(enter(normed, self.axis), run, at)
+        x = pick(normed if self.post_norm else x, at) + dropout(mixed, self.rate, run.streams)
+        normed = self.mlp_norm(x)
+        widened = self.mlp(enter(normed, self.axis))
+        return (normed if self.post_norm else x) + dropout(widened, self.rate, run.streams)
+
+
+class Transformer(nn.Module):
+    """What GPT and BERT share: `embedding`, `layers`, `final_norm`, the output table, a pooler and task heads.
+
+    Parameters hold this rank's shards, uninitialised: `draw_weights` or a checkpoint fills them.
+    """
+
+    def __init__(self, config: ModelConfig, group: Group | None = None, dtype: torch.dtype = torch.float32) -> None:
+        """Lay out the model for this rank of `group` (default: a process of its own), on its device."""
+        super().__init__()
+        group = group or Group.single()
+        config.check_ranks(group.tp.ranks)
+        self.config = config
+        self.group = group
+        self.streams: DropoutStreams | None = None
+        factory: Factory = {"device": group.device, "dtype": dtype}
+        self.factory = factory
+        self.embedding = Embedding(config, group=group, **factory)
+        self.layers = nn.ModuleList(Block(config, axis=group.tp, **factory) for _ in range(config.layers))
+        self.final_norm = new_norm(config, config.hidden, **factory)
+        if not config.tied:
+            self.head = Table(self.embedding.word.weight.shape[0], config.hidden, **factory)
+        if config.pooler:
+            self.pooler = nn.ModuleDict({"dense": Dense(config.hidden, config.hidden, **factory)})
+        if config.binary_head:
+            self.binary_head = Dense(config.hidden, 2, **factory)
+        if config.multichoice_head:
+            self.multichoice_head = Dense(config.hidden, 1, **factory)
+        if config.classes:
+            self.classification_head = Dense(config.hidden, config.classes, **factory)
+
+    @property
+    def output_table(self) -> Tensor:
+        """This rank's rows of the output table, [padded_vocab / p, hidden]."""
+        return self.embedding.word.weight if self.config.tied else self.head.weight
+
+    @property
+    def first_id(self) -> int:
+        """The vocabulary id of this rank's first row."""
+        return self.embedding.word.first
+
+    def start(self, ids: Tensor, mask: Tensor | None = None) -> Pass:
+        """Prepare what the blocks share for ids [batch, time]; refuse inputs longer than the context."""
+        time = ids.shape[-1]
+        if time > self.config.context:
+            raise ValueError(f"{time} tokens do not fit the context of {self.config.context}")
+        if self.training and self.streams is None:
+            raise RuntimeError("training mode needs dropout streams: set `model.streams`, or call `model.eval()`")
+        turn = rotation(self.config, time, ids.device) if self.config.rope else None
+        return Pass(self.streams if self.training else None, turn, mask)
+
+    def blocks(self, x: Tensor, run: Pass, at: Tensor | None = None) -> Tensor:
+        """Run all blocks on [batch, time, hidden]; with `at`, the last one keeps only those flat positions."""
+        for number, block in enumerate(self.layers, start=1):
+            x = block(x, run, at if number == len(self.layers) else None)
+        return x
+
+    def pooled(self, hidden: Tensor) -> Tensor:
+        """Return tanh(dense(first position)) of the final norm's output [batch, time, hidden], [batch, hidden]."""
+        vectors: Tensor = self.pooler["dense"](hidden[:, 0])
+        return vectors.tanh()
+
+    def task_logits(self, pooled: Tensor) -> Tensor:
+        """Return the task head's logits of pooled vectors [batch, hidden], fp32.
+
+        [batch, classes] of a classification head; [batch, 1], one score per option, of a multiple-choice head.
+        """
+        head = self.multichoice_head if self.config.multichoice_head else self.classification_head
+        logits: Tensor = head(pooled)
+        return logits.float()

@@ -43,12 +43,12 @@ class ColumnLinear(nn.Module):
     Input [..., inputs], equal on all ranks; output [..., outputs / p], this rank's features.  Sends nothing.
     """
 
-    def __init__(self, inputs: int, outputs: int, *, axis: Axis, **factory: Unpack[Factory]) -> None:
+    def __init__(self, inputs: int, outputs: int, *, axis: Axis, bias: bool = True, **factory: Unpack[Factory]) -> None:
         """Allocate this rank's shard, weight [outputs / p, inputs] and bias [outputs / p], uninitialised."""
         super().__init__()
         local = shard_size(outputs, axis, "output size")
         self.weight = new_parameter(local, inputs, **factory)
-        self.bias = new_parameter(local, **factory)
+        self.bias = new_parameter(local, **factory) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply by this rank's columns."""
@@ -68,18 +68,33 @@ class RowLinear(nn.Module):
     Input [..., inputs / p]; output [..., outputs], equal on all ranks.  Forward sends one all-reduce of the output.
     """
 
-    def __init__(self, inputs: int, outputs: int, *, axis: Axis, **factory: Unpack[Factory]) -> None:
+    def __init__(self, inputs: int, outputs: int, *, axis: Axis, bias: bool = True, **factory: Unpack[Factory]) -> None:
         """Allocate this rank's weight [outputs, inputs / p] and the whole bias [outputs], uninitialised."""
         super().__init__()
         self.axis = axis
         self.weight = new_parameter(outputs, shard_size(inputs, axis, "input size"), **factory)
-        self.bias = new_parameter(outputs, **factory)
+        self.bias = new_parameter(outputs, **factory) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply by this rank's rows, sum over ranks, then add the bias: once, not once per rank."""
         if self.axis.ranks == 1:
             return F.linear(x, self.weight, self.bias)
-        return leave(F.linear(x, self.weight), self.axis) + self.bias
+        summed = leave(F.linear(x, self.weight), self.axis)
+        return summed if self.bias is None else summed + self.bias
+
+
+class Dense(nn.Module):
+    """Y = XA + b, whole on every rank: the small layers of heads.  Sends nothing."""
+
+    def __init__(self, inputs: int, outputs: int, **factory: Unpack[Factory]) -> None:
+        """Allocate weight [outputs, inputs] and bias [outputs], uninitialised."""
+        super().__init__()
+        self.weight = new_parameter(outputs, inputs, **factory)
+        self.bias = new_parameter(outputs, **factory)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [..., inputs] to [..., outputs]."""
+        return F.linear(x, self.weight, self.bias)
 
 
 class LayerNorm(nn.Module):
@@ -95,6 +110,20 @@ class LayerNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise each vector of x [..., hidden]."""
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square normalisation over the last dimension (arXiv 1910.07467); weight equal on all ranks."""
+
+    def __init__(self, hidden: int, *, eps: float, **factory: Unpack[Factory]) -> None:
+        """Allocate the weight, uninitialised."""
+        super().__init__()
+        self.eps = eps
+        self.weight = new_parameter(hidden, **factory)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale each vector of x [..., hidden] to unit mean square, in fp32, then by the weight."""
+        return F.rms_norm(x.float(), self.weight.shape, eps=self.eps).to(x.dtype) * self.weight
 
 
 class VocabEmbedding(nn.Module):

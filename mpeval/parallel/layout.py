@@ -29,15 +29,20 @@ REPLICATED = Cut()
 LAYOUT: tuple[tuple[str, Cut], ...] = (
     (r"embedding\.word\.weight", Cut(dim=0, vocab=True)),
     (r"head\.weight", Cut(dim=0, vocab=True)),
-    (r"embedding\.position\.weight", REPLICATED),
-    (r"layers\.\d+\.attention\.qkv\.(weight|bias)", Cut(dim=0)),  # rows [heads, 3, head_dim]: whole heads
+    (r"lm_head\.bias", Cut(dim=0, vocab=True)),
+    (r"embedding\.(position|tokentype)\.weight", REPLICATED),
+    (r"layers\.\d+\.attention\.qkv\.(weight|bias)", Cut(dim=0)),  # whole key-value heads
     (r"layers\.\d+\.attention\.out\.weight", Cut(dim=1)),
     (r"layers\.\d+\.attention\.out\.bias", REPLICATED),
-    (r"layers\.\d+\.mlp\.up\.(weight|bias)", Cut(dim=0)),
+    (r"layers\.\d+\.attention\.(query|key)_norm\.(weight|bias)", REPLICATED),
+    (r"layers\.\d+\.mlp\.(gate|up)\.(weight|bias)", Cut(dim=0)),
     (r"layers\.\d+\.mlp\.down\.weight", Cut(dim=1)),
     (r"layers\.\d+\.mlp\.down\.bias", REPLICATED),
     (r"layers\.\d+\.(attention|mlp)_norm\.(weight|bias)", REPLICATED),
     (r"final_norm\.(weight|bias)", REPLICATED),
+    (r"(lm_head|pooler)\.dense\.(weight|bias)", REPLICATED),
+    (r"lm_head\.norm\.(weight|bias)", REPLICATED),
+    (r"(binary|multichoice|classification)_head\.(weight|bias)", REPLICATED),
 )
 
 

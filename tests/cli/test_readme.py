@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mpeval.checkpoint.megatron import open_checkpoint
+from mpeval.checkpoint.open import open_checkpoint
 from mpeval.tasks.cards import card_names, load_card
 
 ROOT = Path(__file__).resolve().parents[2]

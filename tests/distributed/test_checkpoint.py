@@ -9,12 +9,13 @@ import torch
 from ranks import run_ranks
 
 from mpeval.checkpoint.load import load_model
-from mpeval.checkpoint.megatron import open_checkpoint
 from mpeval.checkpoint.names import Naming
+from mpeval.checkpoint.open import open_checkpoint
+from mpeval.checkpoint.weights import MadeWeights
 from mpeval.checkpoint.write import write_megatron
 from mpeval.config import ModelConfig
 from mpeval.errors import CheckpointError
-from mpeval.models.gpt import draw_full
+from mpeval.models.weights import draw_full
 from mpeval.parallel.group import Group
 
 TP = pytest.mark.parametrize("tp", [1, 2, 4])
@@ -46,7 +47,9 @@ def test_the_same_weights_under_other_names_have_the_same_digest(shared_fixtures
 
 def _write(folder: Path, tp: int, pp: int, naming: Naming = "megatron-core", tied: bool = True) -> Path:
     config = CONFIG if tied else ModelConfig(**{**vars(CONFIG), "tied": False})
-    write_megatron(folder, config, lambda name: draw_full(config, name, 5), tp=tp, pp=pp, naming=naming, iteration=7)
+    write_megatron(
+        folder, MadeWeights(config, lambda name: draw_full(config, name, 5)), tp=tp, pp=pp, naming=naming, iteration=7
+    )
     return folder
 
 
@@ -91,8 +94,10 @@ def test_an_untied_head_survives_every_layout(tmp_path: Path) -> None:
 
 
 def test_a_table_that_does_not_divide_ends_in_zero_rows(tmp_path: Path) -> None:
-    config = ModelConfig(**{**vars(CONFIG), "heads": 8, "ffn": 96, "hidden": 48, "padded_vocab": 50})
-    write_megatron(tmp_path, config, lambda name: draw_full(config, name, 5), tp=2)
+    config = ModelConfig(
+        **{**vars(CONFIG), "heads": 8, "ffn": 96, "hidden": 48, "padded_vocab": 50, "kv_heads": 0, "head_dim": 0}
+    )
+    write_megatron(tmp_path, MadeWeights(config, lambda name: draw_full(config, name, 5)), tp=2)
     ids = torch.arange(12).view(1, 12)
     alone = _logits(Group.single(), tmp_path, ids)
     for logits in run_ranks(_logits, 4, tmp_path, ids):

@@ -13,7 +13,8 @@ from transformers_weights import to_transformers
 
 from mpeval.config import ModelConfig
 from mpeval.errors import ConfigError
-from mpeval.models.gpt import GPT, draw_full, draw_weights
+from mpeval.models.gpt import GPT
+from mpeval.models.weights import draw_full, draw_weights
 from mpeval.parallel.dropout import DropoutStreams
 from mpeval.parallel.group import Group
 from mpeval.parallel.layout import merge
@@ -173,13 +174,6 @@ def test_chosen_positions_equal_the_same_positions_of_the_whole() -> None:
     at = torch.tensor([0, 5, 11, 13, 35])
     whole = model.hidden(_ids()).flatten(0, 1)[at]
     torch.testing.assert_close(model.hidden(_ids(), at), whole, rtol=1e-5, atol=1e-6)
-
-
-def test_a_model_can_be_cut_into_embedding_blocks_and_head() -> None:
-    model = GPT(_config()).eval().requires_grad_(False)
-    _fill(model, _config())
-    stages = model.blocks(model.blocks(model.embedding(_ids()), 0, 1), 1)
-    torch.testing.assert_close(model.local_logits(stages).float(), model(_ids()), rtol=0, atol=0)
 
 
 def _trained_step(group: Group) -> tuple[float, torch.Tensor]:

@@ -9,7 +9,8 @@ from ranks import run_ranks
 from mpeval.config import ModelConfig
 from mpeval.errors import DataError
 from mpeval.items import Request, Response
-from mpeval.models.gpt import GPT, draw_weights
+from mpeval.models.gpt import GPT
+from mpeval.models.weights import draw_weights
 from mpeval.parallel.group import Group
 from mpeval.scoring import score, score_batch, token_batches
 

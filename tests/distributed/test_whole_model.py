@@ -12,10 +12,12 @@ import torch
 from ranks import run_ranks
 
 import mpeval
+from mpeval.checkpoint.weights import MadeWeights
 from mpeval.checkpoint.write import write_megatron
 from mpeval.config import ModelConfig
-from mpeval.models.gpt import GPT, draw_full, draw_weights
+from mpeval.models.gpt import GPT
 from mpeval.models.transformer import dropout
+from mpeval.models.weights import draw_full, draw_weights
 from mpeval.parallel.dropout import DropoutStreams
 from mpeval.parallel.group import Group
 from mpeval.parallel.layout import split
@@ -140,7 +142,7 @@ def test_a_remembered_position_does_not_move_with_the_streams() -> None:
 
 def _convert(source: Path, target: Path, tp: int, pp: int) -> Path:
     opened = mpeval.open_checkpoint(source)
-    write_megatron(target, opened.config, lambda name: opened.tensor(name)[:], tp=tp, pp=pp)
+    write_megatron(target, MadeWeights(opened.config, lambda name: opened.tensor(name)[:]), tp=tp, pp=pp)
     return target
 
 
@@ -149,7 +151,7 @@ def test_conversion_from_one_to_four_to_two_ranks_and_back_is_bit_equal(
     config: ModelConfig, tmp_path: Path, tied: bool
 ) -> None:
     config = replace(config, tied=tied)
-    write_megatron(tmp_path / "0", config, lambda name: draw_full(config, name, 1))
+    write_megatron(tmp_path / "0", MadeWeights(config, lambda name: draw_full(config, name, 1)))
     for (number, following), (tp, pp) in zip(pairwise(range(4)), [(4, 1), (2, 2), (1, 1)], strict=True):
         _convert(tmp_path / str(number), tmp_path / str(following), tp, pp)
     first, last = (mpeval.open_checkpoint(tmp_path / name) for name in ("0", "3"))
@@ -161,12 +163,12 @@ def test_conversion_from_one_to_four_to_two_ranks_and_back_is_bit_equal(
 def _digest_with(folder: Path, config: ModelConfig, name: str, at: tuple[int, ...]) -> str:
     full = {known: draw_full(config, known, 1) for known in config.shapes()}
     full[name][at] = torch.nextafter(full[name][at], torch.tensor(9.0))
-    write_megatron(folder, config, full.__getitem__, tp=2)
+    write_megatron(folder, MadeWeights(config, full.__getitem__), tp=2)
     return mpeval.open_checkpoint(folder).digest()
 
 
 def test_the_digest_sees_the_last_bit_of_every_tensor_but_no_padding_row(config: ModelConfig, tmp_path: Path) -> None:
-    write_megatron(tmp_path / "plain", config, lambda name: draw_full(config, name, 1))
+    write_megatron(tmp_path / "plain", MadeWeights(config, lambda name: draw_full(config, name, 1)))
     plain = mpeval.open_checkpoint(tmp_path / "plain").digest()
     changed = {
         _digest_with(tmp_path / name, config, name, tuple(-1 for _ in shape))

@@ -14,7 +14,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from mpeval.checkpoint.load import load_model
-from mpeval.checkpoint.megatron import open_checkpoint
+from mpeval.checkpoint.open import open_checkpoint
 from mpeval.items import Request
 from mpeval.scoring import score
 

@@ -12,7 +12,8 @@ import torch
 from mpeval.config import ModelConfig
 from mpeval.data import load_data
 from mpeval.items import Request
-from mpeval.models.gpt import GPT, draw_weights
+from mpeval.models.gpt import GPT
+from mpeval.models.weights import draw_weights
 from mpeval.scoring import score, score_batch
 from mpeval.tasks.build import build_task
 from mpeval.tasks.cards import read_card, select

@@ -16,7 +16,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mpeval.checkpoint import container
+from mpeval.checkpoint import stored as stored_module
 from mpeval.checkpoint.container import open_torch_file
 from mpeval.checkpoint.stored import ITEM_SIZES, StoredTensor
 from mpeval.errors import CheckpointError
@@ -90,7 +90,7 @@ def test_a_view_is_read_as_torch_loads_it(name: str, tmp_path: Path) -> None:
 def test_any_box_of_any_view_is_read_as_torch_slices_it(
     chunk: int, data: st.DataObject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(container, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(stored_module, "CHUNK_BYTES", chunk)
     view = VIEWS[data.draw(st.sampled_from(sorted(VIEWS)))](values_of("bfloat16"))
     stored = open_torch_file(save(tmp_path, view)).value
     bounds = []
