@@ -1,0 +1,206 @@
+"""A Hugging Face `config.json` and a `ModelConfig`: each made from the other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mpeval.checkpoint.hugging_names import Kind
+from mpeval.config import ModelConfig
+from mpeval.errors import CheckpointError, suggest
+
+GELUS = {
+    "gelu": "erf",
+    "gelu_python": "erf",
+    "gelu_new": "tanh",
+    "gelu_fast": "tanh",
+    "gelu_pytorch_tanh": "tanh",
+}
+KINDS: tuple[Kind, ...] = ("gpt2", "bert", "megatron-bert", "llama", "qwen2", "qwen3")
+REFUSED: tuple[tuple[str, tuple[Any, ...], str], ...] = (
+    ("scale_attn_by_inverse_layer_idx", (None, False), "attention scaled by layer"),
+    ("scale_attn_weights", (None, True), "unscaled attention"),
+    ("add_cross_attention", (None, False), "cross-attention"),
+    ("is_decoder", (None, False), "a causal BERT"),
+    ("position_embedding_type", (None, "absolute"), "relative positions"),
+    ("use_sliding_window", (None, False), "sliding-window attention"),
+    ("quantization_config", (None,), "quantised weights"),
+)
+"""(setting, values this reader handles, what any other value means)."""
+
+
+class Settings:
+    """The values of one `config.json`, each looked up with its type and the default that transformers has for it."""
+
+    def __init__(self, path: Path, values: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
+        """Keep the sources; `path` is for messages."""
+        self.path, self.values, self.overrides = path, values, overrides
+        self.found: dict[str, Any] = {}
+        self.origins: dict[str, str] = {}
+
+    def put(self, name: str, *spellings: str, kind: Any = int, default: Any = None) -> Any:
+        """Set `name` from the user, else from the first of `spellings` in the file, else to `default`."""
+        value, origin = default, "default of transformers"
+        for spelling in reversed(spellings):
+            if self.values.get(spelling) is not None:
+                value, origin = self.values[spelling], f"config.{spelling}"
+        if name in self.overrides:
+            value, origin = self.overrides[name], "--set"
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            wanted = " or ".join(f"`{spelling}`" for spelling in spellings)
+            raise CheckpointError(
+                f"`{self.path}` has no usable {wanted}: found `{str(value)[:40]}`", f"give it by `--set {name}=VALUE`"
+            )
+        self.found[name], self.origins[name] = value, origin
+        return value
+
+    def say(self, name: str, value: Any, origin: str) -> None:
+        """Set `name` to what follows from other things, unless the user sets it."""
+        given = name in self.overrides
+        self.found[name] = self.overrides[name] if given else value
+        self.origins[name] = "--set" if given else origin
+
+    def config(self) -> ModelConfig:
+        """Return the configuration of what was set."""
+        return ModelConfig(**self.found, origins=self.origins)
+
+
+def kind_of(path: Path, values: Mapping[str, Any]) -> Kind:
+    """Return the kind of model a `config.json` describes, refusing what would be computed wrongly."""
+    named = values.get("model_type")
+    for kind in KINDS:
+        if named == kind:
+            break
+    else:
+        raise CheckpointError(
+            f"`{path}` describes a model of type `{str(named)[:40]}`, which this version does not read",
+            suggest(str(named), list(KINDS)),
+        )
+    for name, handled, what in REFUSED:
+        if values.get(name) not in handled:
+            raise CheckpointError(
+                f"`{path}` describes a model with {what} (`{name}` is `{str(values[name])[:40]}`), which this version "
+                "cannot compute",
+                f"types read: {', '.join(f'`{item}`' for item in KINDS)}",
+            )
+    return kind
+
+
+def read_config(
+    path: Path, values: Mapping[str, Any], names: frozenset[str], overrides: Mapping[str, Any]
+) -> ModelConfig:
+    """Return the architecture that a `config.json` and the names of the stored tensors (with prefix) describe."""
+    kind = kind_of(path, values)
+    take = Settings(path, values, overrides)
+    if kind == "gpt2":
+        _read_gpt2(take)
+    elif kind in {"bert", "megatron-bert"}:
+        _read_bert(take, kind, names)
+    else:
+        _read_llama(take, kind, names)
+    take.say("padded_vocab", take.found["vocab"], take.origins["vocab"])
+    return take.config()
+
+
+def _read_gpt2(take: Settings) -> None:
+    number = int | float
+    take.put("layers", "n_layer", "num_hidden_layers")
+    hidden = take.put("hidden", "n_embd", "hidden_size")
+    take.put("heads", "n_head", "num_attention_heads")
+    take.put("ffn", "n_inner", default=4 * hidden)
+    take.put("context", "n_positions", "max_position_embeddings", "n_ctx", default=1024)
+    take.put("vocab", "vocab_size")
+    _put_gelu(take, "gelu", "activation_function", "gelu_new")
+    take.put("eps", "layer_norm_epsilon", kind=number, default=1e-5)
+    take.put("tied", "tie_word_embeddings", kind=bool, default=True)
+    take.put("dropout", "resid_pdrop", kind=number, default=0.1)
+    take.put("attention_dropout", "attn_pdrop", kind=number, default=0.1)
+    take.put("init_std", "initializer_range", kind=number, default=0.02)
+
+
+def _put_gelu(take: Settings, name: str, setting: str, default: str) -> None:
+    value = take.values.get(setting, default)
+    if value not in GELUS and name not in take.overrides:
+        raise CheckpointError(
+            f"`{take.path}`: the activation `{str(value)[:40]}` is none that this version computes",
+            f"known: {', '.join(f'`{item}`' for item in GELUS)}",
+        )
+    take.say(name, GELUS.get(value), f"config.{setting}" if setting in take.values else "default of transformers")
+
+
+def _put_sizes(take: Settings) -> None:
+    number = int | float
+    take.put("layers", "num_hidden_layers")
+    take.put("hidden", "hidden_size")
+    take.put("heads", "num_attention_heads")
+    take.put("ffn", "intermediate_size")
+    take.put("context", "max_position_embeddings")
+    take.put("vocab", "vocab_size")
+    take.put("init_std", "initializer_range", kind=number, default=0.02)
+
+
+def _read_bert(take: Settings, kind: Kind, names: frozenset[str]) -> None:
+    number = int | float
+    _put_sizes(take)
+    take.say("family", "bert", "config.model_type")
+    take.say("post_norm", kind == "bert", "config.model_type")
+    take.put("tokentypes", "type_vocab_size", default=2)
+    _put_gelu(take, "gelu", "hidden_act", "gelu")
+    take.put("eps", "layer_norm_eps", kind=number, default=1e-12)
+    take.say("tied", take.values.get("tie_word_embeddings") is not False, "config.tie_word_embeddings")
+    take.put("dropout", "hidden_dropout_prob", kind=number, default=0.1)
+    take.put("attention_dropout", "attention_probs_dropout_prob", kind=number, default=0.1)
+    take.say("lm_head", "cls.predictions.transform.dense.weight" in names, "tensors")
+    take.say("lm_head_gelu", take.found["gelu"], take.origins["gelu"])
+    take.say("pooler", "bert.pooler.dense.weight" in names, "tensors")
+    take.say("binary_head", "cls.seq_relationship.weight" in names, "tensors")
+    choice = any("MultipleChoice" in str(item) for item in take.values.get("architectures") or ())
+    classified = "classifier.weight" in names
+    labels = take.values.get("num_labels") or len(take.values.get("id2label") or {}) or 2
+    take.say("multichoice_head", classified and choice, "config.architectures")
+    take.say("classes", labels if classified and not choice else 0, "config.id2label")
+
+
+def _read_llama(take: Settings, kind: Kind, names: frozenset[str]) -> None:
+    number = int | float
+    _put_sizes(take)
+    if take.values.get("hidden_act", "silu") != "silu":
+        raise CheckpointError(
+            f"`{take.path}`: the activation `{str(take.values['hidden_act'])[:40]}` is none that this version computes",
+            "known: `silu`",
+        )
+    for name, value in (("swiglu", True), ("rope", True), ("norm", "rmsnorm"), ("qk_norm", kind == "qwen3")):
+        take.say(name, value, "config.model_type")
+    take.put("kv_heads", "num_key_value_heads", default=take.found["heads"])
+    width = 128 if kind == "qwen3" else take.found["hidden"] // max(1, take.found["heads"])
+    take.put("head_dim", "head_dim", default=width)
+    take.put("eps", "rms_norm_eps", kind=number, default=1e-6)
+    take.put("tied", "tie_word_embeddings", kind=bool, default=False)
+    take.say("dropout", 0.0, "config.model_type")
+    take.put("attention_dropout", "attention_dropout", kind=number, default=0.0)
+    take.say("linear_bias", "model.layers.0.self_attn.o_proj.bias" in names, "tensors")
+    take.say("qkv_bias", "model.layers.0.self_attn.q_proj.bias" in names, "tensors")
+    _read_rope(take)
+
+
+def _read_rope(take: Settings) -> None:
+    """Read rotary settings, which transformers keeps in `rope_parameters`, before version 5 in two other places."""
+    stretch = {**(take.values.get("rope_scaling") or {}), **(take.values.get("rope_parameters") or {})}
+    named = stretch.get("rope_type", stretch.get("type", "default"))
+    if named not in {"default", "linear", "llama3"} or stretch.get("partial_rotary_factor") not in {None, 1}:
+        raise CheckpointError(
+            f"`{take.path}` stretches rotary positions by `{str(named)[:40]}`, which this version cannot compute",
+            "known: `default`, `linear`, `llama3`",
+        )
+    base = stretch.get("rope_theta", take.values.get("rope_theta", 10000.0))
+    take.say("rope_base", float(base), "config.rope_theta")
+    take.say("rope_scaling", "none" if named == "default" else named, "config.rope_scaling")
+    for name, setting in (
+        ("rope_factor", "factor"),
+        ("rope_low", "low_freq_factor"),
+        ("rope_high", "high_freq_factor"),
+        ("rope_original", "original_max_position_embeddings"),
+    ):
+        if named != "default" and stretch.get(setting) is not None:
+            take.say(name, stretch[setting], f"config.rope_scaling.{setting}")
