@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Literal, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -30,7 +30,9 @@ def _nothing(items: int, tokens: int) -> None:
 
 
 @contextmanager
-def progress(title: str, total: int, *, done: int = 0, shown: bool = True) -> Iterator[Advance]:
+def progress(
+    title: str, total: int, *, done: int = 0, shown: bool = True, unit: Literal["tokens", "bytes"] = "tokens"
+) -> Iterator[Advance]:
     """Show one line with bar, rate and time left on stderr; nothing when it is not a terminal or not `shown`."""
     console = Console(stderr=True)
     if not shown or not console.is_terminal:
@@ -39,7 +41,7 @@ def progress(title: str, total: int, *, done: int = 0, shown: bool = True) -> It
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
+        MofNCompleteColumn() if unit == "tokens" else DownloadColumn(),
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(elapsed_when_finished=True),
     )
@@ -51,7 +53,10 @@ def progress(title: str, total: int, *, done: int = 0, shown: bool = True) -> It
             nonlocal seen
             seen += tokens
             elapsed = bar.tasks[0].elapsed or 0.0
-            bar.update(task, advance=items, rate=f"{seen / elapsed:,.0f} tokens/s" if elapsed else "")
+            rate = seen / elapsed if elapsed else 0.0
+            bar.update(
+                task, advance=items, rate=f"{rate:,.0f} tokens/s" if unit == "tokens" else f"{rate / 1e6:,.0f} MB/s"
+            )
 
         yield advance
 

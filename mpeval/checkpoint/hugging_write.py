@@ -18,35 +18,34 @@ from mpeval.checkpoint.weights import Weights
 from mpeval.checkpoint.write import Advance, ignored
 from mpeval.config import ModelConfig
 from mpeval.errors import CheckpointError
-from mpeval.folders import new_folder
 
 FILE_BYTES = 5_000_000_000
 """A larger model is cut into several files, as transformers does."""
 _KEEP = "keep a Megatron format: `--format megatron-core`"
 
 
-def write_hugging_face(folder: Path, weights: Weights, *, replace: bool = False, advance: Advance = ignored) -> Path:
-    """Write `config.json` and safetensors; the folder appears whole or not at all.
+def fill_hugging_face(folder: Path, weights: Weights, *, advance: Advance = ignored) -> None:
+    """Write `config.json` and safetensors into a folder.  One tensor is in memory at a time.
 
-    Returns:
-        The folder.
+    Args:
+        folder: where to.
+        weights: the model; padding rows of its vocabulary are left out.
+        advance: called with the bytes of each tensor written.
 
     Raises:
         CheckpointError: the model is none that transformers can express, with what it lacks.
     """
     kind = hugging_kind(weights.config)
     planned = _planned(kind, weights, advance)
-    with new_folder(folder, replace=replace) as temporary:
-        dtype = str(weights.dtype("embedding.word.weight")).removeprefix("torch.")
-        text = json.dumps(hugging_config(weights.config, dtype), indent=2) + "\n"
-        (temporary / "config.json").write_text(text, encoding="utf-8")
-        groups = _groups(planned)
-        for number, names in enumerate(groups, start=1):
-            file = "model.safetensors" if len(groups) == 1 else f"model-{number:05d}-of-{len(groups):05d}.safetensors"
-            write_safetensors(temporary / file, {name: planned[name] for name in names})
-        if len(groups) > 1:
-            (temporary / "model.safetensors.index.json").write_text(_index(planned, groups), encoding="utf-8")
-    return folder
+    dtype = str(weights.dtype("embedding.word.weight")).removeprefix("torch.")
+    text = json.dumps(hugging_config(weights.config, dtype), indent=2) + "\n"
+    (folder / "config.json").write_text(text, encoding="utf-8")
+    groups = _groups(planned)
+    for number, names in enumerate(groups, start=1):
+        file = "model.safetensors" if len(groups) == 1 else f"model-{number:05d}-of-{len(groups):05d}.safetensors"
+        write_safetensors(folder / file, {name: planned[name] for name in names})
+    if len(groups) > 1:
+        (folder / "model.safetensors.index.json").write_text(_index(planned, groups), encoding="utf-8")
 
 
 def _planned(kind: Kind, weights: Weights, advance: Advance) -> dict[str, Planned]:

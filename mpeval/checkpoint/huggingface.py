@@ -140,7 +140,7 @@ def _assemble(
         wanted = shapes[row.ours][1:]
         if not tensor.shape or tensor.shape[0] < row.start + row.rows or tensor.shape[1:] != wanted:
             raise CheckpointError(
-                f"`{folder}`: `{row.theirs}` has shape {list(tensors[row.theirs].shape)}, which does not fit `config.json`",
+                f"`{folder}`: `{row.theirs}` has shape {list(tensors[row.theirs].shape)}, not what `config.json` says",
                 "its files are damaged, or `config.json` belongs to another model",
             )
         if tensor.dtype not in WEIGHT_DTYPES:

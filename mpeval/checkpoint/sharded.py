@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -76,28 +76,37 @@ class ShardedCheckpoint:
         Raises:
             CheckpointError: the copies differ; the checkpoint was damaged or saved while diverging.
         """
+        for error in self.unequal_copies():
+            raise error
+
+    def unequal_copies(self) -> Iterator[CheckpointError]:
+        """Yield an error for every tensor whose copies differ."""
         for name, tensor in self.tensors.items():
             for copy in tensor.copies:
-                self._same(name, replace(tensor, copies=()), whole(name, copy))
+                yield from self._compared(name, replace(tensor, copies=()), whole(name, copy))
         for tied in self.tied_copies:
-            self._same("the tied output layer", self.tensors["embedding.word.weight"], tied)
+            yield from self._compared("the tied output layer", self.tensors["embedding.word.weight"], tied)
 
-    def _same(self, what: str, left: LogicalTensor, right: LogicalTensor) -> None:
+    def _compared(self, what: str, left: LogicalTensor, right: LogicalTensor) -> Iterator[CheckpointError]:
         import torch
 
         if left.shape != right.shape:
-            raise CheckpointError(
+            yield CheckpointError(
                 f"`{self.path}`: {what} has copies of shapes {list(left.shape)} and {list(right.shape)}",
                 "files of two checkpoints are mixed, or one is damaged; copy all shards again",
             )
+            return
+        gap = 0.0
         for bounds in left.chunks():
             ours, theirs = left.read(bounds), right.read(bounds)
-            if not torch.equal(ours, theirs):
-                gap = (ours.double() - theirs.double()).abs().max().item()
-                raise CheckpointError(
-                    f"`{self.path}`: {what} is stored in copies that differ by up to {gap:.3g}",
-                    "the checkpoint is damaged or was saved while diverging; use another iteration",
-                )
+            if not ours.view(torch.uint8).equal(theirs.view(torch.uint8)):
+                far = (ours.double() - theirs.double()).abs().masked_fill_(ours.isnan() & theirs.isnan(), 0.0)
+                gap = max(gap, far.nan_to_num(float("inf")).max().item())
+        if gap:
+            yield CheckpointError(
+                f"`{self.path}`: {what} is stored in copies that differ by up to {gap:.3g}",
+                "the checkpoint is damaged or was saved while diverging; use another iteration",
+            )
 
     def tensor_digest(self, name: str, dtype: str | None = None) -> str:
         """Return the sha256 of one full tensor's values in row-major order, without padding rows.

@@ -37,27 +37,54 @@ def write_megatron(
     iteration: int = 1,
     naming: Naming = "megatron-core",
     version: float = 3.0,
+) -> Path:
+    """Write `root/iter_NNNNNNN`, which appears whole or not at all, then the tracker; return that folder.
+
+    Arguments and errors as in `fill_megatron`; `root` is created if absent.
+
+    Raises:
+        OutputError: the iteration is already there, or cannot be written.
+    """
+    folder = root / f"iter_{iteration:07d}"
+    with new_folder(folder) as temporary:
+        fill_megatron(temporary, weights, tp=tp, pp=pp, iteration=iteration, naming=naming, version=version)
+    write_tracker(root, folder)
+    return folder
+
+
+def write_tracker(root: Path, folder: Path) -> None:
+    """Make `folder` the one that a root stands for; done last, so that it never names a folder half there."""
+    number = folder.name.removeprefix("iter_")
+    write_atomically(root / TRACKER, str(int(number)) if number.isdecimal() else number)
+
+
+def fill_megatron(
+    folder: Path,
+    weights: Weights,
+    *,
+    tp: int = 1,
+    pp: int = 1,
+    iteration: int = 1,
+    naming: Naming = "megatron-core",
+    version: float = 3.0,
     divisor: int = 128,
     advance: Advance = ignored,
-) -> Path:
-    """Write `root/iter_NNNNNNN` with `tp` x `pp` shards, then the tracker.  One tensor is in memory at a time.
+) -> None:
+    """Write `tp` x `pp` shards into a folder.  One tensor is in memory at a time.
 
     Args:
-        root: the checkpoint's root folder; created if absent.
+        folder: the iteration's folder.
         weights: the model; its `padded_vocab` must divide by `tp`.
         tp: tensor-parallel size of the files.
         pp: pipeline-parallel size of the files; divides the layers.
-        iteration: number of the iteration folder.
+        iteration: the number that the files say.
         naming: `megatron-core` or `megatron` (the names of Megatron-LM v2).
         version: the `checkpoint_version` entry, 2.0 or 3.0.
         divisor: Megatron's `make_vocab_size_divisible_by`, for the arguments.
         advance: called with the bytes of each tensor written.
 
-    Returns:
-        The iteration folder, which appears whole or not at all.
-
     Raises:
-        CheckpointError: sizes that do not divide, or an iteration that is already there.
+        CheckpointError: sizes that do not divide.
     """
     config = weights.config
     config.check_ranks(tp)
@@ -68,23 +95,20 @@ def write_megatron(
             f"{config.layers} layers and {config.padded_vocab} rows cannot be cut into {pp} stages of {tp} shards",
             "choose a pipeline size that divides the layers, a tensor size that divides the padded vocabulary",
         )
-    folder = root / f"iter_{iteration:07d}"
-    with new_folder(folder) as temporary:
-        for stage in range(pp):
-            for rank in range(tp):
-                state = _state(weights, stage, pp, rank, tp, naming, advance)
-                content = {
-                    "args": argparse.Namespace(**arguments(config, tp, pp, iteration, divisor)),
-                    "checkpoint_version": version,
-                    "iteration": iteration,
-                    "model": _nested(state) if naming == "megatron" else state,
-                }
-                name = f"mp_rank_{rank:02d}" + (f"_{stage:03d}" if pp > 1 else "")
-                (temporary / name).mkdir(parents=True)
-                with (temporary / name / MODEL_FILE).open("wb") as file:
-                    write_torch_file(file, content)
-    write_atomically(root / TRACKER, str(iteration))
-    return folder
+    args = argparse.Namespace(**arguments(config, tp, pp, iteration, divisor))
+    for stage in range(pp):
+        for rank in range(tp):
+            state = _state(weights, stage, pp, rank, tp, naming, advance)
+            content = {
+                "args": args,
+                "checkpoint_version": version,
+                "iteration": iteration,
+                "model": _nested(state) if naming == "megatron" else state,
+            }
+            shard = folder / (f"mp_rank_{rank:02d}" + (f"_{stage:03d}" if pp > 1 else ""))
+            shard.mkdir(parents=True)
+            with (shard / MODEL_FILE).open("wb") as file:
+                write_torch_file(file, content)
 
 
 def _state(

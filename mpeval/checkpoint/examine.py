@@ -1,0 +1,119 @@
+"""Look at a checkpoint's values: statistics of each tensor, what is wrong with it, how it differs from another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from os import cpu_count
+
+from mpeval.checkpoint.logical import LogicalTensor
+from mpeval.checkpoint.sharded import ShardedCheckpoint
+from mpeval.errors import CheckpointError
+from mpeval.parallel.layout import cut_of
+
+THREADS = min(4, cpu_count() or 1)
+"""Reading and hashing release Python's lock; more threads than this only wait for the disk."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statistics:
+    """What the values of one tensor are like; padding rows count."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    norm: float
+    """Euclidean norm of the finite values, summed in float64."""
+    not_finite: int
+    """How many values are NaN or infinite."""
+
+
+def statistics(checkpoint: ShardedCheckpoint) -> Iterator[Statistics]:
+    """Yield the statistics of each tensor, in model order."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        yield from pool.map(_statistics, checkpoint.tensors.values())
+
+
+def _statistics(tensor: LogicalTensor) -> Statistics:
+    total, bad = 0.0, 0
+    for bounds in tensor.chunks():
+        values = tensor.read(bounds)
+        finite = values.isfinite()
+        bad += int((~finite).sum())
+        total += values.double().masked_fill_(~finite, 0.0).square_().sum().item()
+    return Statistics(name=tensor.name, shape=tensor.shape, dtype=tensor.dtype, norm=total**0.5, not_finite=bad)
+
+
+def problems(checkpoint: ShardedCheckpoint) -> Iterator[str]:
+    """Yield what is wrong with the values: copies that differ, NaN and infinity.  A sound checkpoint yields nothing."""
+    yield from (error.message for error in checkpoint.unequal_copies())
+    for found in statistics(checkpoint):
+        if found.not_finite:
+            yield f"`{found.name}` holds {found.not_finite} values that are NaN or infinite"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """How one tensor of two checkpoints compares."""
+
+    name: str
+    verdict: str
+    """`equal`, `differs`, `only in A`, `only in B`, or `shapes` or `dtypes` that differ."""
+    gap: float | None = None
+    """Largest absolute difference; NaN where one has NaN and the other has not."""
+
+
+def differences(left: ShardedCheckpoint, right: ShardedCheckpoint) -> Iterator[Difference]:
+    """Compare every tensor of two checkpoints, whatever their layouts; padding rows do not count."""
+    names = list(dict.fromkeys([*left.tensors, *right.tensors]))
+    with ThreadPoolExecutor(THREADS) as pool:
+        yield from pool.map(lambda name: _difference(name, left, right), names)
+
+
+def _difference(name: str, left: ShardedCheckpoint, right: ShardedCheckpoint) -> Difference:
+    if name not in left.tensors or name not in right.tensors:
+        return Difference(name=name, verdict="only in A" if name in left.tensors else "only in B")
+    ours, theirs = left.tensor(name), right.tensor(name)
+    rows = [side.config.vocab if cut_of(name).vocab else side.tensor(name).shape[0] for side in (left, right)]
+    if rows[0] != rows[1] or ours.shape[1:] != theirs.shape[1:]:
+        shapes = [[count, *tensor.shape[1:]] for count, tensor in zip(rows, (ours, theirs), strict=True)]
+        return Difference(name=name, verdict=f"shapes {shapes[0]} and {shapes[1]}")
+    equal, gap = ours.dtype == theirs.dtype, 0.0
+    for bounds in ours.chunks(rows[0]):
+        a, b = ours.read(bounds), theirs.read(bounds)
+        if ours.dtype == theirs.dtype and bool(a.equal(b)):
+            continue
+        far = (a.double() - b.double()).abs()
+        far.masked_fill_((a == b) | (a.isnan() & b.isnan()), 0.0)
+        worst = far.max().item()
+        gap = worst if worst != worst or worst > gap else gap
+    if gap == 0.0 and not equal:
+        return Difference(name=name, verdict=f"dtypes {ours.dtype} and {theirs.dtype}", gap=gap)
+    return Difference(name=name, verdict="equal" if gap == 0.0 else "differs", gap=gap)
+
+
+def settings_that_differ(left: ShardedCheckpoint, right: ShardedCheckpoint) -> list[tuple[str, str, str]]:
+    """Return (name, value in A, value in B) of what the two models compute differently; padding does not count."""
+    quiet = {"padded_vocab", "origins", "dropout", "attention_dropout", "init_std"}
+    ours, theirs = vars(left.config), vars(right.config)
+    names = [name for name in ours if name not in quiet and ours[name] != theirs[name]]
+    return [(name, str(ours[name]), str(theirs[name])) for name in names]
+
+
+def digests(checkpoint: ShardedCheckpoint, dtype: str | None = None) -> dict[str, str]:
+    """Return the digest of every tensor, several at a time; with `dtype`, those it has after a conversion."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        found = pool.map(lambda name: checkpoint.tensor_digest(name, dtype), checkpoint.tensors)
+        return dict(zip(checkpoint.tensors, found, strict=True))
+
+
+def refuse_different(before: dict[str, str], after: dict[str, str], where: str) -> None:
+    """Refuse a copy whose tensors do not have the digests of the original."""
+    wrong = [name for name in dict.fromkeys([*before, *after]) if before.get(name) != after.get(name)]
+    if wrong:
+        listed = ", ".join(f"`{name}`" for name in wrong[:4])
+        raise CheckpointError(
+            f"what was written to `{where}` differs from the source in {len(wrong)} tensors: {listed}",
+            "the disk may be faulty or the source changed meanwhile; nothing was kept. Run the command again",
+        )
