@@ -6,35 +6,28 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from mpeval import __version__
+from mpeval import __version__, cli_checkpoint
+from mpeval.cli_options import (
+    AllowOption,
+    CheckpointArg,
+    DataOption,
+    JsonOption,
+    SetOption,
+    StoreOption,
+    TokenizerOption,
+    known,
+)
 from mpeval.errors import MpevalError
-
-if TYPE_CHECKING:
-    from mpeval.checkpoint.sharded import ShardedCheckpoint
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 tasks_app = typer.Typer(no_args_is_help=True, help="List, show and check benchmarks.", rich_markup_mode=None)
 leaderboard_app = typer.Typer(no_args_is_help=True, help="Show and publish recorded results.", rich_markup_mode=None)
 app.add_typer(tasks_app, name="tasks")
 app.add_typer(leaderboard_app, name="leaderboard")
-
-CheckpointArg = Annotated[Path, typer.Argument(help="Checkpoint root, iteration folder, or a file inside one.")]
-DataOption = Annotated[
-    Path | None, typer.Option("--data", help="Folder with the data in its published layout (default: ask the hub).")
-]
-TokenizerOption = Annotated[
-    Path | None, typer.Option("--tokenizer", help="Folder with the tokenizer (default: beside the checkpoint).")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", help="Configuration value the file lacks, e.g. heads=16 or gelu=tanh.")
-]
-StoreOption = Annotated[Path | None, typer.Option("--store", help="Records file (default: the project's own).")]
-AllowOption = Annotated[bool, typer.Option("--allow-modified-data", help="Accept other data than published; flags it.")]
 
 
 def _show_version(wanted: bool) -> None:
@@ -49,7 +42,7 @@ def top(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Evaluate sharded Megatron checkpoints exactly, on a CPU or on GPUs."""
+    """Evaluate, convert and verify sharded Megatron checkpoints, on a CPU or on GPUs."""
 
 
 @app.command()
@@ -99,8 +92,8 @@ def evaluate(
             tasks=tuple(task),
             tp=tp,
             dp=dp,
-            dtype=_known("--dtype", dtype, DTYPES),
-            device=_known("--device", device, ("cpu", "cuda", "auto")) or "auto",
+            dtype=known("--dtype", dtype, DTYPES),
+            device=known("--device", device, ("cpu", "cuda", "auto")) or "auto",
             data=data,
             tokenizer=tokenizer,
             limit=limit,
@@ -117,64 +110,13 @@ def evaluate(
     )
 
 
-def _known(option: str, value: str | None, known: tuple[str, ...]) -> str | None:
-    from mpeval.errors import UsageError, suggest
-
-    if value is not None and value not in known:
-        hint = f"{suggest(value, list(known))} (there are {', '.join(f'`{item}`' for item in known)})"
-        raise UsageError(f"`{option} {value}` is unknown", hint)
-    return value
-
-
-@app.command()
-def inspect(checkpoint: CheckpointArg, as_json: JsonOption = False, settings: SetOption = None) -> None:
-    """Show a checkpoint's configuration with the origin of each value, its shards, accounting and digest."""
-    from mpeval.checkpoint.open import open_checkpoint
-    from mpeval.config import parse_overrides
-
-    opened = open_checkpoint(checkpoint, parse_overrides(settings or []))
-    opened.check()
-    content = _inspection(opened)
-    if as_json:
-        typer.echo(json.dumps(content, indent=2))
-        return
-    from mpeval.report import line, table
-
-    rows = [[name, str(value["value"]), value["origin"]] for name, value in content["config"].items()]
-    table(f"{content['path']}", ("value", "is", "from"), rows)
-    used = content["used"]
-    line(f"format {content['format']}, version {content['version']:g}, iteration {content['iteration']}")
-    line(f"stored as tp {content['grid'][0]} x pp {content['grid'][1]}, {content['dtype']}")
-    line(f"{content['parameters']:,} parameters in {len(opened.tensors)} tensors")
-    line(f"{used} stored tensors used, {len(content['ignored'])} entries ignored:")
-    reasons: dict[str, int] = {}
-    for entry in content["ignored"]:
-        reasons[entry["reason"]] = reasons.get(entry["reason"], 0) + 1
-    for reason, count in sorted(reasons.items()):
-        line(f"  {count} x {reason}")
-    line(f"digest {content['digest']}")
-
-
-def _inspection(opened: ShardedCheckpoint) -> dict[str, Any]:
-    config = opened.config
-    ignored = [entry for entry in opened.accounting() if not entry.used]
-    return {
-        "path": str(opened.path),
-        "format": opened.format,
-        "version": opened.version,
-        "iteration": opened.iteration,
-        "release": opened.release,
-        "grid": list(opened.grid),
-        "dtype": opened.dtype,
-        "parameters": config.parameters(),
-        "config": {
-            name: {"value": getattr(config, name), "origin": origin} for name, origin in sorted(config.origins.items())
-        },
-        "tensors": {name: list(tensor.shape) for name, tensor in opened.tensors.items()},
-        "used": sum(entry.used for entry in opened.accounting()),
-        "ignored": [{"file": entry.file, "entry": entry.stored, "reason": entry.reason} for entry in ignored],
-        "digest": opened.digest(),
-    }
+for command in (
+    cli_checkpoint.inspect,
+    cli_checkpoint.convert,
+    cli_checkpoint.verify,
+    cli_checkpoint.diff,
+):
+    app.command()(command)
 
 
 @tasks_app.command("list")

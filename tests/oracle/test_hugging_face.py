@@ -34,7 +34,7 @@ from transformers import (
 )
 
 import mpeval
-from mpeval.checkpoint.hugging_write import write_hugging_face
+from mpeval.checkpoint.hugging_write import fill_hugging_face
 from mpeval.checkpoint.weights import StoredWeights
 from mpeval.checkpoint.write import write_megatron
 from mpeval.models.bert import BERT
@@ -194,7 +194,8 @@ def test_a_folder_written_from_shards_loads_without_a_key_missing_or_unexpected(
     shards = mpeval.open_checkpoint(tmp_path / "shards")
     shards.check()
     assert shards.digest() == first.digest()
-    write_hugging_face(tmp_path / "again", StoredWeights(shards, shards.config))
+    (tmp_path / "again").mkdir()
+    fill_hugging_face(tmp_path / "again", StoredWeights(shards, shards.config))
     again = mpeval.open_checkpoint(tmp_path / "again")
     assert again.digest() == first.digest()
     loaded, info = CASES[name].model.from_pretrained(tmp_path / "again", output_loading_info=True)
