@@ -59,6 +59,16 @@ class LaunchError(MpevalError):
     """Ranks that could not be started, or that died."""
 
 
+def shown(value: object) -> str:
+    """Return a short text for a value out of a file, which may be of any size and shape."""
+    if isinstance(value, int) and not -(10**15) < value < 10**15:
+        return "a number of many digits"
+    if value is None or isinstance(value, str | int | float):
+        text = str(value)
+        return text if len(text) <= 60 else f"{text[:60]}..."
+    return f"a {getattr(value, 'qualified', type(value).__name__)}"
+
+
 def suggest(name: str, known: list[str]) -> str:
     """Say the nearest of `known` names as a hint, or list them all."""
     import difflib

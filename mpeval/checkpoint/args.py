@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mpeval.config import ModelConfig, head_candidates
-from mpeval.errors import CheckpointError, ConfigError
+from mpeval.errors import CheckpointError, ConfigError, shown
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -70,7 +70,7 @@ def argument(args: Mapping[str, Any], spellings: Sequence[str], kind: Any, path:
             return value, f"args.{spelling}"
         if value is not None:
             raise CheckpointError(
-                f"`{path}` says `{spelling}` is `{str(value)[:40]}`, which is no {getattr(kind, '__name__', 'number')}",
+                f"`{path}` says `{spelling}` is `{shown(value)}`, which is no {getattr(kind, '__name__', 'number')}",
                 f"the file's arguments are damaged; {hint}",
             )
     return None, ""
@@ -81,7 +81,7 @@ def refuse_unsupported(args: Mapping[str, Any], path: Path) -> None:
     for name, handled, what in UNSUPPORTED:
         if args.get(name) not in handled:
             raise CheckpointError(
-                f"`{path}` holds a model with {what} (`{name}` is `{str(args[name])[:40]}`), "
+                f"`{path}` holds a model with {what} (`{name}` is `{shown(args[name])}`), "
                 "which this version cannot compute",
                 SUPPORTED,
             )

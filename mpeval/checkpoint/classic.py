@@ -17,7 +17,7 @@ from mpeval.checkpoint.names import TIED_COPY, Naming, canonical_name, layer_ind
 from mpeval.checkpoint.sharded import Accounted, ShardedCheckpoint
 from mpeval.checkpoint.stored import AGAIN, StoredTensor
 from mpeval.checkpoint.unpickle import Stub
-from mpeval.errors import CheckpointError
+from mpeval.errors import CheckpointError, shown
 
 _NEEDED = "a Megatron checkpoint is a dictionary with an entry `model`; pass the file that training wrote"
 _VERSIONS = "versions are 0 (none), 1.0, 2.0 and 3.0; give the right one by `--set checkpoint_version=2.0`"
@@ -129,7 +129,7 @@ def _open_shard(location: Location, tp: int, pp: int) -> _Shard:
     models = ["model"] if "model" in content else []
     models = models or [key for key in (f"model{n}" for n in range(len(content))) if key in content]
     if not models:
-        keys = ", ".join(f"`{str(key)[:40]}`" for key in list(content)[:8])
+        keys = ", ".join(f"`{shown(key)}`" for key in list(content)[:8])
         raise CheckpointError(f"`{path}` has no `model` entry", f"found: {keys or 'nothing'}")
     file, noise, chunks = str(path.relative_to(location.folder)), [], []
     for number, key in enumerate(models):
@@ -137,7 +137,7 @@ def _open_shard(location: Location, tp: int, pp: int) -> _Shard:
         try:
             entries = list(_flat(content[key]))
         except RecursionError:
-            raise CheckpointError(f"`{path}` holds a model that contains itself", AGAIN) from None
+            raise CheckpointError(f"`{path}` holds a model that contains itself, over and over", AGAIN) from None
         for name, value in entries:
             if isinstance(value, StoredTensor) and not name.endswith("._extra_state"):
                 if plain_spelling(name) in tensors:
@@ -146,16 +146,38 @@ def _open_shard(location: Location, tp: int, pp: int) -> _Shard:
             else:
                 noise.append(name)
         chunks.append(_Chunk(tp=tp, pp=pp, number=number, file=file, tensors=tensors))
-    other = {str(key): value for key, value in content.items() if key not in models}
+    other = {shown(key): value for key, value in content.items() if key not in models}
     return _Shard(file=file, chunks=tuple(chunks), noise=tuple(noise), other=other)
 
 
-def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if not isinstance(tree, dict):
-        yield prefix.removesuffix("."), tree
-        return
-    for key, value in tree.items():
-        yield from _flat(value, f"{prefix}{key}.")
+ENTRIES = 1_000_000
+"""A nested dictionary of more entries is no model's: shared parts can make a short file unfold without end."""
+
+
+def _flat(tree: Any) -> Iterator[tuple[str, Any]]:
+    """Yield every (dotted name, value) of nested dictionaries.
+
+    Raises:
+        RecursionError: a dictionary contains itself, or unfolds to more than `ENTRIES`.
+    """
+    stack = [("", tree, 0)]
+    for _ in range(ENTRIES):
+        if not stack:
+            return
+        name, value, depth = stack.pop()
+        if not isinstance(value, dict):
+            yield name, value
+            continue
+        if depth > DEPTH:
+            raise RecursionError
+        dot = f"{name}." if name else ""
+        for key in reversed(value):
+            stack.append((f"{dot}{shown(key)}", value[key], depth + 1))
+    raise RecursionError
+
+
+DEPTH = 20
+"""Dictionaries are nested this deep at most: seven levels in the files of Megatron-LM v2."""
 
 
 def args_of(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -163,7 +185,7 @@ def args_of(content: Mapping[str, Any]) -> dict[str, Any]:
     args = content.get("args")
     if isinstance(args, Stub):
         return {key: value for key, value in vars(args).items() if not key.startswith("stub_")}
-    return {str(key): value for key, value in args.items()} if isinstance(args, dict) else {}
+    return {shown(key): value for key, value in args.items()} if isinstance(args, dict) else {}
 
 
 def _check_args_grid(args: Mapping[str, Any], location: Location) -> None:
@@ -183,7 +205,7 @@ def stored_version(content: Mapping[str, Any], path: Path) -> float:
     stored = content.get("checkpoint_version") or 0
     if not isinstance(stored, int | float) or not 0 <= stored <= 3:
         raise CheckpointError(
-            f"`{path}` has checkpoint version `{str(stored)[:40]}`, which Megatron never wrote", _VERSIONS
+            f"`{path}` has checkpoint version `{shown(stored)}`, which Megatron never wrote", _VERSIONS
         )
     return float(stored)
 
@@ -197,7 +219,7 @@ def iteration_of(content: Mapping[str, Any], path: Path) -> int:
     """Return the iteration among a file's entries, 0 where it is not said."""
     stored = content.get("iteration", content.get("total_iters")) or 0
     if not isinstance(stored, int):
-        raise CheckpointError(f"`{path}` has iteration `{str(stored)[:40]}`, not a number", _NEEDED)
+        raise CheckpointError(f"`{path}` has iteration `{shown(stored)}`, not a number", _NEEDED)
     return stored
 
 

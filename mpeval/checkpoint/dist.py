@@ -19,7 +19,7 @@ from mpeval.checkpoint.names import FUSED, canonical_name, plain_spelling
 from mpeval.checkpoint.sharded import Accounted, ShardedCheckpoint
 from mpeval.checkpoint.stored import AGAIN, StoredTensor
 from mpeval.checkpoint.unpickle import read_pickle
-from mpeval.errors import CheckpointError
+from mpeval.errors import CheckpointError, shown
 
 METADATA = ".metadata"
 _NO_MODEL = re.compile(
@@ -69,7 +69,7 @@ def _check_backend(folder: Path) -> None:
         raise CheckpointError(f"`{path}` is damaged: {error}", AGAIN) from error
     if backend != "torch_dist":
         raise CheckpointError(
-            f"`{folder}` is a distributed checkpoint of format `{str(backend)[:40]}`, which this version does not read",
+            f"`{folder}` is a distributed checkpoint of format `{shown(backend)}`, which this version does not read",
             "`torch_dist` is read; save it in that format with the Megatron that wrote it",
         )
 
@@ -85,7 +85,7 @@ class _Index:
             raise CheckpointError(f"`{folder}` is a torch_dist checkpoint without its `{METADATA}`", f"found: {found}")
         stored = _attributes(read_pickle(path).value)
         try:
-            self.items = {str(key): _attributes(item) for key, item in stored["state_dict_metadata"].items()}
+            self.items = {shown(key): _attributes(item) for key, item in stored["state_dict_metadata"].items()}
             self.places = {_place(index): _attributes(info) for index, info in stored["storage_data"].items()}
         except (KeyError, AttributeError, TypeError) as error:
             raise CheckpointError(f"`{path}` is no metadata of PyTorch DCP: {error!r}", AGAIN) from error
@@ -105,7 +105,7 @@ class _Index:
             )
         if not isinstance(content, dict):
             raise CheckpointError(f"`{self.folder}`: the common state is no dictionary", AGAIN)
-        return {str(key): value for key, value in content.items()}
+        return {shown(key): value for key, value in content.items()}
 
     def tensor(self, key: str) -> LogicalTensor:
         """Return the global tensor of a key, whose chunks must tile it."""
@@ -160,12 +160,12 @@ def _attributes(value: Any) -> dict[str, Any]:
 def _place(index: Any) -> tuple[str, tuple[int, ...] | None]:
     fields = vars(index)
     offset = fields.get("offset")
-    return str(fields["fqn"]), None if offset is None else _sizes(offset)
+    return shown(fields["fqn"]), None if offset is None else _sizes(offset)
 
 
 def _sizes(value: Any) -> tuple[int, ...]:
     if not isinstance(value, list | tuple) or not all(isinstance(item, int) and item >= 0 for item in value):
-        raise CheckpointError(f"a shape in `{METADATA}` is no list of sizes: {str(value)[:60]}", AGAIN)
+        raise CheckpointError(f"a shape in `{METADATA}` is no list of sizes: {shown(value)}", AGAIN)
     return tuple(value)
 
 

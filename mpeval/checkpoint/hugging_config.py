@@ -8,7 +8,7 @@ from typing import Any
 
 from mpeval.checkpoint.hugging_names import Kind
 from mpeval.config import ModelConfig
-from mpeval.errors import CheckpointError, suggest
+from mpeval.errors import CheckpointError, shown, suggest
 
 GELUS = {
     "gelu": "erf",
@@ -50,7 +50,7 @@ class Settings:
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             wanted = " or ".join(f"`{spelling}`" for spelling in spellings)
             raise CheckpointError(
-                f"`{self.path}` has no usable {wanted}: found `{str(value)[:40]}`", f"give it by `--set {name}=VALUE`"
+                f"`{self.path}` has no usable {wanted}: found `{shown(value)}`", f"give it by `--set {name}=VALUE`"
             )
         self.found[name], self.origins[name] = value, origin
         return value
@@ -74,13 +74,13 @@ def kind_of(path: Path, values: Mapping[str, Any]) -> Kind:
             break
     else:
         raise CheckpointError(
-            f"`{path}` describes a model of type `{str(named)[:40]}`, which this version does not read",
+            f"`{path}` describes a model of type `{shown(named)}`, which this version does not read",
             suggest(str(named), list(KINDS)),
         )
     for name, handled, what in REFUSED:
         if values.get(name) not in handled:
             raise CheckpointError(
-                f"`{path}` describes a model with {what} (`{name}` is `{str(values[name])[:40]}`), which this version "
+                f"`{path}` describes a model with {what} (`{name}` is `{shown(values[name])}`), which this version "
                 "cannot compute",
                 f"types read: {', '.join(f'`{item}`' for item in KINDS)}",
             )
@@ -123,7 +123,7 @@ def _put_gelu(take: Settings, name: str, setting: str, default: str) -> None:
     value = take.values.get(setting, default)
     if value not in GELUS and name not in take.overrides:
         raise CheckpointError(
-            f"`{take.path}`: the activation `{str(value)[:40]}` is none that this version computes",
+            f"`{take.path}`: the activation `{shown(value)}` is none that this version computes",
             f"known: {', '.join(f'`{item}`' for item in GELUS)}",
         )
     take.say(name, GELUS.get(value), f"config.{setting}" if setting in take.values else "default of transformers")
@@ -167,7 +167,7 @@ def _read_llama(take: Settings, kind: Kind, names: frozenset[str]) -> None:
     _put_sizes(take)
     if take.values.get("hidden_act", "silu") != "silu":
         raise CheckpointError(
-            f"`{take.path}`: the activation `{str(take.values['hidden_act'])[:40]}` is none that this version computes",
+            f"`{take.path}`: the activation `{shown(take.values['hidden_act'])}` is none that this version computes",
             "known: `silu`",
         )
     for name, value in (("swiglu", True), ("rope", True), ("norm", "rmsnorm"), ("qk_norm", kind == "qwen3")):
@@ -190,7 +190,7 @@ def _read_rope(take: Settings) -> None:
     named = stretch.get("rope_type", stretch.get("type", "default"))
     if named not in {"default", "linear", "llama3"} or stretch.get("partial_rotary_factor") not in {None, 1}:
         raise CheckpointError(
-            f"`{take.path}` stretches rotary positions by `{str(named)[:40]}`, which this version cannot compute",
+            f"`{take.path}` stretches rotary positions by `{shown(named)}`, which this version cannot compute",
             "known: `default`, `linear`, `llama3`",
         )
     base = stretch.get("rope_theta", take.values.get("rope_theta", 10000.0))

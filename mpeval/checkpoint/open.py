@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mpeval.checkpoint.classic import read_classic
-
-# from mpeval.checkpoint.dist import read_dist
+from mpeval.checkpoint.dist import read_dist
 from mpeval.checkpoint.huggingface import read_hugging_face
 from mpeval.checkpoint.locate import locate
 from mpeval.checkpoint.sharded import ShardedCheckpoint
@@ -34,4 +33,4 @@ def open_checkpoint(path: str | Path, overrides: Mapping[str, Any] | None = None
     return _READERS[location.format](location, overrides or {})
 
 
-_READERS = {"megatron": read_classic, "huggingface": read_hugging_face}
+_READERS = {"megatron": read_classic, "torch_dist": read_dist, "huggingface": read_hugging_face}

@@ -13,9 +13,10 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import IO, Any, NamedTuple, NoReturn
 
-from mpeval.errors import CheckpointError
+from mpeval.checkpoint.opcodes import walk
+from mpeval.errors import CheckpointError, shown
 
 _HOSTILE = """
 os posix posixpath nt ntpath subprocess sys shutil socket runpy ctypes _ctypes importlib imp pickle _pickle cPickle
@@ -32,8 +33,14 @@ _HARMLESS = "bool bytearray bytes complex dict float frozenset int list object r
 HARMLESS_BUILTINS = frozenset(_HARMLESS.split())
 
 
+NEEDED = frozenset({"torch.serialization._get_layout"})
+"""Names in hostile modules that PyTorch's own files need; stand-ins take their place."""
+
+
 def is_hostile(name: str) -> bool:
     """Tell whether the qualified `name` is one that only an attack would put into a checkpoint."""
+    if name in NEEDED:
+        return False
     module, _, attribute = name.partition(".")
     if module in {"builtins", "__builtin__", "__builtins__"}:
         return attribute not in HARMLESS_BUILTINS
@@ -117,6 +124,10 @@ STORAGES = {
 }
 
 
+DIMENSIONS = 16
+"""No weight has more; torch allows 64."""
+
+
 def _rebuild_tensor(storage: object, offset: object, shape: object, stride: object, *_: object) -> TensorRef:
     sizes, strides = _numbers(shape), _numbers(stride)
     if not isinstance(storage, StorageRef) or not isinstance(offset, int) or len(sizes) != len(strides):
@@ -124,45 +135,16 @@ def _rebuild_tensor(storage: object, offset: object, shape: object, stride: obje
     return TensorRef(storage=storage, offset=offset, shape=sizes, stride=strides)
 
 
-def _rebuild_parameter(data: object, *_: object) -> object:
+def _first(data: object, *_: object) -> object:
     return data
 
 
 def _numbers(value: object) -> tuple[int, ...]:
-    if not isinstance(value, tuple | list) or not all(isinstance(item, int) for item in value):
+    if not isinstance(value, tuple | list) or len(value) > DIMENSIONS:
+        raise pickle.UnpicklingError("a tensor's sizes are no short list")
+    if not all(isinstance(item, int) and abs(item) < 1 << 62 for item in value):
         raise pickle.UnpicklingError("a tensor's sizes are not whole numbers")
     return tuple(value)
-
-
-class _Inert(pickle.Unpickler):
-    """An unpickler whose every global is a stand-in."""
-
-    def __init__(self, data: io.BytesIO) -> None:
-        super().__init__(data)
-        self.globals: dict[str, None] = {}
-        self._stubs: dict[str, type[Stub]] = {}
-
-    def find_class(self, module: str, name: str) -> Any:
-        qualified = f"{module}.{name}"
-        self.globals.setdefault(qualified)
-        if known := _KNOWN.get(qualified):
-            return known
-        if module in {"torch", "torch.storage"} and name in STORAGES:
-            return StorageKind(STORAGES[name])
-        if module == "torch" and name in _DTYPES:
-            return name
-        if qualified not in self._stubs:
-            self._stubs[qualified] = type(name, (Stub,), {"qualified": qualified})
-        return self._stubs[qualified]
-
-    def persistent_load(self, pid: Any) -> StorageRef:
-        match pid:
-            case ("storage", StorageKind(dtype), str(key), str(), int(elements), *_) if elements >= 0:
-                return StorageRef(key=key, dtype=dtype, elements=elements)
-        raise pickle.UnpicklingError(f"unknown kind of external data: {str(pid)[:80]}")
-
-
-_DTYPES = frozenset(STORAGES.values())
 
 
 class _StandIn:
@@ -181,12 +163,58 @@ class _StandIn:
         raise AttributeError(f"a pickle tried to set `{name}` of a function")
 
 
-_KNOWN: dict[str, Callable[..., object] | type] = {
-    "collections.OrderedDict": OrderedDict,
-    "torch.Size": tuple,
-    "torch._utils._rebuild_tensor_v2": _StandIn(_rebuild_tensor),
-    "torch._utils._rebuild_parameter": _StandIn(_rebuild_parameter),
-}
+class _Inert(pickle.Unpickler):
+    """An unpickler whose every global is a stand-in."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(io.BytesIO(data))
+        self.globals: dict[str, None] = {}
+        self._stubs: dict[str, type[Stub]] = {}
+        self.storages: list[StorageRef] = []
+        self._copied = len(data)
+        self._known: dict[str, Callable[..., object]] = {
+            "collections.OrderedDict": _StandIn(self._ordered),
+            "torch.Size": _StandIn(_numbers),
+            "torch._utils._rebuild_tensor": _StandIn(_rebuild_tensor),
+            "torch._utils._rebuild_tensor_v2": _StandIn(_rebuild_tensor),
+            "torch._utils._rebuild_parameter": _StandIn(_first),
+            "torch.serialization._get_layout": _StandIn(_first),
+        }
+
+    def _ordered(self, items: object = ()) -> OrderedDict[Any, Any]:
+        """Copy the pairs an ordered dictionary is made of; what all copies take is bounded by the pickle's length."""
+        if not isinstance(items, tuple | list):
+            raise pickle.UnpicklingError("an ordered dictionary is made of something other than pairs")
+        self._copied -= len(items)
+        if self._copied < 0:
+            raise pickle.UnpicklingError("the same values are copied over and over")
+        return OrderedDict(items)
+
+    def find_class(self, module: str, name: str) -> Any:
+        qualified = f"{module}.{name}"
+        self.globals.setdefault(qualified)
+        if known := self._known.get(qualified):
+            return known
+        if module in {"torch", "torch.storage"} and name in STORAGES:
+            return StorageKind(STORAGES[name])
+        if module == "torch" and name in _DTYPES:
+            return name
+        if qualified not in self._stubs:
+            self._stubs[qualified] = type(name, (Stub,), {"qualified": qualified})
+        return self._stubs[qualified]
+
+    def persistent_load(self, pid: Any) -> StorageRef:
+        match pid:
+            # files of before 2018 add a view of the storage, here (key, offset, size)
+            case ("storage", StorageKind(), str(key), str(), int(), (str(), int(), int())):
+                raise pickle.UnpicklingError(f"storage `{shown(key)}` is a view of another, as before torch 0.4")
+            case ("storage", StorageKind(dtype), str(key), str(), int(elements), *_) if 0 <= elements < 1 << 62:
+                self.storages.append(StorageRef(key=key, dtype=dtype, elements=elements))
+                return self.storages[-1]
+        raise pickle.UnpicklingError(f"unknown kind of external data: {shown(pid)}")
+
+
+_DTYPES = frozenset(STORAGES.values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,35 +225,76 @@ class Unpickled:
     globals: tuple[str, ...]
 
 
-def unpickle(data: bytes, path: Path) -> Unpickled:
-    """Decode one pickle without running anything it names.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """What became of one pickle, whatever it was: its value, or why there is none."""
+
+    value: object
+    globals: tuple[str, ...]
+    hostile: tuple[str, ...]
+    failure: str | None
+    storages: tuple[StorageRef, ...] = ()
+    """Every storage it speaks of."""
+
+
+def attempt(stream: IO[bytes], size: int) -> Attempt:
+    """Decode one pickle from where `stream` stands without running anything it names; never raises for its content.
 
     Args:
-        data: the bytes of the pickle.
-        path: the file they come from, for error messages.
+        stream: the file, left after the pickle.
+        size: bytes of the whole file, which bound what decoding may cost.
+    """
+    begin = stream.tell()
+    seen = walk(stream, size)
+    names, value, failure = dict(seen.globals), None, seen.failure
+    storages: list[StorageRef] = []
+    if failure is None:
+        stream.seek(begin)
+        reader = _Inert(stream.read(seen.end - begin))
+        try:
+            value = reader.load()
+        # A broken or crafted stream can raise nearly anything here; all of it means the same to the caller.
+        except (pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+            failure = f"{type(error).__name__}: {str(error)[:200]}"
+        except (OverflowError, MemoryError, RecursionError, ImportError) as error:
+            failure = f"{type(error).__name__}: {str(error)[:200]}"
+        names |= reader.globals
+        storages = reader.storages
+        stream.seek(seen.end)
+    hostile = tuple(sorted(name for name in names if is_hostile(name)))
+    return Attempt(
+        value=value, globals=tuple(sorted(names)), hostile=hostile, failure=failure, storages=tuple(storages)
+    )
+
+
+def accept(made: Attempt, path: Path) -> Unpickled:
+    """Return what a pickle holds, if it is clean.
+
+    Raises:
+        CheckpointError: it names a hostile global (all are listed), or cannot be decoded.
+    """
+    if made.hostile:
+        raise CheckpointError(
+            f"`{path}` is refused: its pickle names {', '.join(f'`{name}`' for name in made.hostile)}",
+            "no checkpoint needs these; nothing was executed. Get the file again from a source you trust",
+        )
+    if made.failure is not None:
+        raise CheckpointError(
+            f"`{path}` cannot be decoded: {made.failure}",
+            "the file is damaged or is no torch checkpoint; copy it again and compare sizes",
+        )
+    return Unpickled(value=made.value, globals=made.globals)
+
+
+def unpickle(data: bytes, path: Path, size: int | None = None) -> Unpickled:
+    """Decode one pickle, found in the file `path` of `size` bytes (default: it is the whole file).
 
     Raises:
         CheckpointError: the pickle names a hostile global (all are listed), or cannot be decoded.
     """
-    reader = _Inert(io.BytesIO(data))
-    failure: Exception | None = None
-    value: object = None
-    try:
-        value = reader.load()
-    # A broken or crafted stream can raise nearly anything here; all of it means the same to the caller.
-    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-        failure = error
-    except (OverflowError, MemoryError, RecursionError, ImportError) as error:
-        failure = error
-    hostile = sorted(name for name in reader.globals if is_hostile(name))
-    if hostile:
-        raise CheckpointError(
-            f"`{path}` is refused: its pickle names {', '.join(f'`{name}`' for name in hostile)}",
-            "no checkpoint needs these; nothing was executed. Get the file again from a source you trust",
-        )
-    if failure is not None:
-        raise CheckpointError(
-            f"`{path}` cannot be decoded: {type(failure).__name__}: {failure}",
-            "the file is damaged or is no torch checkpoint; copy it again and compare sizes",
-        )
-    return Unpickled(value=value, globals=tuple(sorted(reader.globals)))
+    return accept(attempt(io.BytesIO(data), len(data) if size is None else size), path)
+
+
+def read_pickle(path: Path) -> Unpickled:
+    """Decode a file that is one bare pickle, such as the index of PyTorch DCP."""
+    return unpickle(path.read_bytes(), path)

@@ -253,10 +253,36 @@ def test_a_zip_file_of_another_kind_is_refused(entries: dict[str, bytes], tmp_pa
         open_torch_file(zip_with(tmp_path / "other.pt", entries))
 
 
-def test_the_container_before_torch_1_6_is_named(tmp_path: Path) -> None:
-    path = save(tmp_path, {"x": torch.ones(3)}, _use_new_zipfile_serialization=False)
-    with pytest.raises(CheckpointError, match=r"before 1\.6"):
+@pytest.mark.parametrize("dtype", sorted(ITEM_SIZES))
+def test_the_container_before_torch_1_6_is_read(tmp_path: Path, dtype: str) -> None:
+    whole = values_of(dtype)
+    content = {"a": whole, "views": [whole[2:], whole.t()], "parameter": torch.nn.Parameter(torch.ones(3)), "n": 5}
+    path = save(tmp_path, content, _use_new_zipfile_serialization=False)
+    value = open_torch_file(path).value
+    assert torch.equal(read(value["a"]), whole)
+    assert torch.equal(read(value["views"][0]), whole[2:])
+    assert torch.equal(read(value["views"][1]), whole.t())
+    assert torch.equal(read(value["parameter"]), torch.ones(3))
+    assert value["n"] == 5
+
+
+@pytest.mark.parametrize("kept", [0.02, 0.5, 0.9, 0.999])
+def test_a_truncated_file_of_the_old_container_is_an_error(tmp_path: Path, kept: float) -> None:
+    path = save(tmp_path, {"x": torch.ones(300)}, _use_new_zipfile_serialization=False)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * kept)])
+    with pytest.raises(CheckpointError, match="truncated|cannot be decoded|no torch checkpoint"):
         open_torch_file(path)
+
+
+def test_a_file_that_is_part_of_a_larger_one_is_read_in_place(tmp_path: Path) -> None:
+    blobs = [save(tmp_path, values_of("float32") + n).read_bytes() for n in range(3)]
+    whole = tmp_path / "payload.distcp"
+    whole.write_bytes(b"".join(blobs))
+    for number, blob in enumerate(blobs):
+        found = open_torch_file(whole, sum(map(len, blobs[:number])), len(blob)).value
+        assert torch.equal(read(found), values_of("float32") + number)
+    with pytest.raises(CheckpointError, match="truncated"):
+        open_torch_file(whole, len(blobs[0]), 10**9)
 
 
 # ---- damage ----
