@@ -63,6 +63,7 @@ class Conversion:
         return {
             "mpeval_version": __version__,
             "source": str(self.source.path),
+            "target": str(self.target),
             "source_format": self.source.format,
             "source_version": self.source.version,
             "source_grid": list(self.source.grid),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -193,7 +194,8 @@ def _sort(index: _Index, folder: Path) -> tuple[dict[str, LogicalTensor], list[A
     for key, item in index.items.items():
         plain = key.removeprefix("model.")
         if "chunks" not in item or _NO_MODEL.match(plain) or "._extra_state" in plain:
-            reason = OTHER_ENTRIES.get(plain.split("/")[0].split(".")[0], "not part of the model")
+            known = OTHER_ENTRIES.get(re.split(r"[./]", plain)[0], "not part of the model")
+            reason = "no weight" if "._extra_state" in plain else known
             entries.append(Accounted(file=METADATA, stored=key, name=None, reason=reason))
             continue
         for name, tensor in _layers(plain, index.tensor(key)):
@@ -206,7 +208,7 @@ def _sort(index: _Index, folder: Path) -> tuple[dict[str, LogicalTensor], list[A
                 )
             if canonical in found:
                 raise CheckpointError(f"`{folder}` holds `{canonical}` a second time", MIXED)
-            found[canonical] = tensor
+            found[canonical] = replace(tensor, name=canonical)
             entries.append(Accounted(file=METADATA, stored=key, name=canonical, reason=""))
     return dict(_apart(found)), entries
 

@@ -270,7 +270,7 @@ def test_the_container_before_torch_1_6_is_read(tmp_path: Path, dtype: str) -> N
 def test_a_truncated_file_of_the_old_container_is_an_error(tmp_path: Path, kept: float) -> None:
     path = save(tmp_path, {"x": torch.ones(300)}, _use_new_zipfile_serialization=False)
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * kept)])
-    with pytest.raises(CheckpointError, match="truncated|cannot be decoded|no torch checkpoint"):
+    with pytest.raises(CheckpointError, match=r"truncated|cannot be decoded|no torch checkpoint"):
         open_torch_file(path)
 
 
