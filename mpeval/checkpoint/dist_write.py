@@ -123,3 +123,5 @@ def _extra_states(config: ModelConfig) -> Iterator[str]:
     for layer in range(config.layers):
         for name in _EMPTY:
             yield f"{stack}.layers.{name}._extra_state/shard_{layer}_{config.layers}"
+    if config.lm_head:
+        yield "output_layer._extra_state/shard_0_1"
