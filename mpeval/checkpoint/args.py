@@ -163,6 +163,7 @@ def config_of(args: Mapping[str, Any], shapes: Shapes, overrides: Mapping[str, A
     _put_heads(take, shapes)
     _put_training(take)
     config = take.config()
+    refuse_more_than_stored(config, shapes, path)
     check_shapes(config, shapes, path)
     return config
 
@@ -286,6 +287,19 @@ def _put_training(take: Gather) -> None:
 def _tied(args: Mapping[str, Any], shapes: Shapes) -> tuple[bool, str]:
     name = "untie_embeddings_and_output_weights"
     return (not args[name], f"args.{name}") if args.get(name) is not None else ("head.weight" not in shapes, "tensors")
+
+
+def refuse_more_than_stored(config: ModelConfig, shapes: Shapes, path: Path) -> None:
+    """Refuse counts that no tensor could bear out, before anything is enumerated up to them."""
+    widest = max((extent for shape in shapes.values() for extent in shape), default=0)
+    for name, count, limit in (
+        ("layers", config.layers, len(shapes)),
+        ("heads", config.heads, widest),
+        ("kv_heads", config.kv_heads, widest),
+        ("classes", config.classes, widest),
+    ):
+        if count > limit:
+            raise CheckpointError(f"`{path}` says it has {count} {name}, its tensors leave room for {limit}", _WRONG)
 
 
 def check_shapes(config: ModelConfig, shapes: Shapes, path: Path) -> None:

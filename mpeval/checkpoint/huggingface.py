@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mpeval.checkpoint.args import check_shapes
+from mpeval.checkpoint.args import check_shapes, refuse_more_than_stored
 from mpeval.checkpoint.assemble import WEIGHT_DTYPES
 from mpeval.checkpoint.container import open_torch_file
 from mpeval.checkpoint.hugging_config import kind_of, read_config
@@ -38,6 +38,7 @@ def read_hugging_face(location: Location, overrides: Mapping[str, Any]) -> Shard
         files[_full_name(name, PREFIXES[kind])] = (file, name, tensor)
     config = read_config(folder / CONFIG, values, frozenset(files), overrides)
     tensors = {name: tensor for name, (_, _, tensor) in files.items()}
+    refuse_more_than_stored(config, {name: tensor.shape for name, tensor in tensors.items()}, folder)
     used: dict[str, str] = {}
     model = _assemble(folder, list(rows_of(kind, config)), tensors, config, used)
     tied = _leftovers(folder, files, config, used, model)

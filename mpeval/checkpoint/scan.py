@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mpeval.checkpoint.container import attempt_torch_file
+from mpeval.checkpoint.oldfile import MAGIC
 from mpeval.checkpoint.unpickle import Attempt, attempt
 from mpeval.errors import CheckpointError
 
@@ -68,8 +69,12 @@ def _attempt(path: Path, start: int = 0, length: int | None = None) -> Attempt:
 
 
 def _bare(path: Path, error: CheckpointError) -> Attempt:
-    """Read a file that is no torch file as one pickle."""
+    """Read a file that does not even begin as a torch file as one pickle."""
     with path.open("rb") as file:
+        head = file.read(64)
+        if head.startswith(b"PK") or MAGIC in head:
+            return _failed(error)
+        file.seek(0)
         made = attempt(file, path.stat().st_size)
     return _failed(error) if made.failure is not None and not made.globals else made
 

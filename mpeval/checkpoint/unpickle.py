@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ numpy.distutils numpy.f2py numpy.load distutils setuptools pip
 HOSTILE_MODULES = frozenset(_HOSTILE.split())
 """Modules (or single `module.name`s) that no checkpoint needs and that run code or touch the system."""
 
-_HARMLESS = "bool bytearray bytes complex dict float frozenset int list object range set slice str tuple"
+_HARMLESS = "bool bytearray bytes complex dict float frozenset int list long object range set slice str tuple xrange"
 HARMLESS_BUILTINS = frozenset(_HARMLESS.split())
 
 
@@ -244,6 +245,12 @@ def attempt(stream: IO[bytes], size: int) -> Attempt:
         stream: the file, left after the pickle.
         size: bytes of the whole file, which bound what decoding may cost.
     """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of odd escapes in the text strings of a damaged pickle
+        return _attempt(stream, size)
+
+
+def _attempt(stream: IO[bytes], size: int) -> Attempt:
     begin = stream.tell()
     seen = walk(stream, size)
     names, value, failure = dict(seen.globals), None, seen.failure
