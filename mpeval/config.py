@@ -243,13 +243,14 @@ def head_candidates(hidden: int) -> list[int]:
 
 def parse_overrides(settings: list[str]) -> dict[str, Any]:
     """Turn `["heads=16", "gelu=tanh"]` into typed values of `ModelConfig`; unknown names are errors."""
-    known = {item.name: item.type for item in fields(ModelConfig) if item.name != "origins"}
+    known = {item.name: str(item.type) for item in fields(ModelConfig) if item.name != "origins"}
+    known["checkpoint_version"] = "float"  # of the file, not of the model: it decides the order of QKV rows
     values: dict[str, Any] = {}
     for setting in settings:
         name, equals, text = setting.partition("=")
         if not equals or name not in known:
             raise ConfigError(f"`--set {setting}` is not NAME=VALUE of a known name", suggest(name, list(known)))
-        values[name] = _typed(name, text, str(known[name]))
+        values[name] = _typed(name, text, known[name])
     return values
 
 

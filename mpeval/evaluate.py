@@ -20,7 +20,7 @@ from mpeval.checkpoint.args import UNKNOWN_VOCAB
 from mpeval.checkpoint.open import open_checkpoint
 from mpeval.checkpoint.sharded import ShardedCheckpoint, combine_digests
 from mpeval.data import Data, load_data
-from mpeval.errors import UsageError
+from mpeval.errors import CheckpointError, UsageError
 from mpeval.journal import Journal
 from mpeval.leaderboard import append, check_store, records_of
 from mpeval.parallel.group import broadcast_object, gather_objects
@@ -116,8 +116,8 @@ def plan(options: Options, tp: int) -> Plan:
     checkpoint = open_checkpoint(options.checkpoint, dict(options.settings))
     checkpoint.config.check_ranks(tp)
     if checkpoint.config.family != "gpt":
-        raise UsageError(
-            f"`{options.checkpoint}` holds a BERT, which predicts masked tokens: it has no likelihood of a text",
+        raise CheckpointError(
+            f"`{options.checkpoint}` holds a BERT, which has no likelihood of a text",
             "the tasks here score a GPT; `mpeval inspect` and `mpeval convert` work on a BERT",
         )
     unknown = checkpoint.config.origins.get("vocab") == UNKNOWN_VOCAB

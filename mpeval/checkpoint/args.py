@@ -174,7 +174,8 @@ def _put_sizes(take: Gather, shapes: Shapes) -> None:
     take.put("layers", "num_layers", otherwise=(layers, "shapes"))
     take.put("hidden", "hidden_size", otherwise=(hidden, "shapes"))
     take.put("heads", "num_attention_heads")
-    take.put("head_dim", "kv_channels")
+    # a head count set by hand makes the width that the file says, which went with another count, meaningless
+    take.put("head_dim", *(() if "heads" in take.overrides else ("kv_channels",)))
     take.put("ffn", "ffn_hidden_size", otherwise=(shapes["layers.0.mlp.down.weight"][1], "shapes"))
     take.put("padded_vocab", otherwise=(rows, "shapes"))
     take.put("vocab", "vocab_size", otherwise=(rows, UNKNOWN_VOCAB))

@@ -54,7 +54,7 @@ class Window(io.RawIOBase):
         """Move, never before the window's beginning."""
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self.at, os.SEEK_END: self.length}[whence]
         if base + offset < 0:
-            raise ValueError("a position before the file's beginning")
+            raise OSError("a position before the file's beginning")
         self.at = base + offset
         return self.at
 

@@ -85,9 +85,16 @@ class ShardedCheckpoint:
             for copy in tensor.copies:
                 yield from self._compared(name, replace(tensor, copies=()), whole(name, copy))
         for tied in self.tied_copies:
-            yield from self._compared("the tied output layer", self.tensors["embedding.word.weight"], tied)
+            yield from self._compared(
+                "the tied output layer",
+                self.tensors["embedding.word.weight"],
+                tied,
+                "; if this model's output layer is not tied, say so by `--set tied=false`",
+            )
 
-    def _compared(self, what: str, left: LogicalTensor, right: LogicalTensor) -> Iterator[CheckpointError]:
+    def _compared(
+        self, what: str, left: LogicalTensor, right: LogicalTensor, more: str = ""
+    ) -> Iterator[CheckpointError]:
         import torch
 
         if left.shape != right.shape:
@@ -105,7 +112,7 @@ class ShardedCheckpoint:
         if gap:
             yield CheckpointError(
                 f"`{self.path}`: {what} is stored in copies that differ by up to {gap:.3g}",
-                "the checkpoint is damaged or was saved while diverging; use another iteration",
+                f"the checkpoint is damaged or was saved while diverging; use another iteration{more}",
             )
 
     def tensor_digest(self, name: str, dtype: str | None = None) -> str:

@@ -23,6 +23,7 @@ from making import (
     run_apart,
     run_here,
     shard_file,
+    small_config,
     tokenizer_json,
 )
 
@@ -93,11 +94,6 @@ def hostile() -> None:
         archive.writestr("archive/data.pkl", pickle.dumps({"model": {}, "args": Hostile()}, protocol=2))
 
 
-def old_container() -> None:
-    path = shard_file(Path("tp1"))
-    torch.save(torch.load(path, weights_only=False), path, _use_new_zipfile_serialization=False)
-
-
 def other_run() -> None:
     run_here(f"{EVALUATE} --output out --quiet")
 
@@ -118,8 +114,25 @@ def changed_record() -> None:
 
 
 def bert() -> None:
-    head = torch.zeros(8)
-    in_state(lm_head__bias=head, binary_head__weight=torch.zeros(2, 32))()
+    shutil.rmtree("tp1")
+    config = small_config(family="bert", tokentypes=2, lm_head=True)
+    make_checkpoint(Path("tp1"), config=config)
+
+
+def folder_of_theirs(kind: str, weights: str | None) -> Callable[[], None]:
+    """Return what makes a Hugging Face folder of nothing but these."""
+
+    def make() -> None:
+        Path("theirs").mkdir()
+        Path("theirs/config.json").write_text(json.dumps({"model_type": kind}))
+        if weights is not None:
+            Path("theirs/model.safetensors").write_text(weights)
+
+    return make
+
+
+def hugging_face() -> None:
+    run_here("convert tp1 theirs --format huggingface --quiet")
 
 
 def data_lines(*lines: str) -> Callable[[], object]:
@@ -213,18 +226,46 @@ PATHS = [
         hint="`data` holds: `lambada`",
     ),
     Row(
-        name="torch_dist checkpoint",
+        name="torch_dist index of another kind",
         command=EVALUATE,
         spoil=write("tp1/iter_0000001/.metadata", "x"),
-        error="is a torch_dist checkpoint, which this version does not read",
-        hint="`--ckpt-format torch`",
+        error="`tp1/iter_0000001/.metadata` cannot be decoded",
+        hint="the file is damaged",
     ),
     Row(
-        name="hugging face checkpoint",
+        name="torch_dist without its index",
         command=EVALUATE,
-        spoil=lambda: [write("tp1/config.json", "{}")(), write("tp1/model.safetensors", "")()],
-        error="is a Hugging Face checkpoint, which this version does not read",
-        hint="pass the Megatron shards that it was made from",
+        spoil=write("tp1/iter_0000001/metadata.json", '{"sharded_backend": "torch_dist"}'),
+        error="is a torch_dist checkpoint without its `.metadata`",
+        hint="found: `metadata.json`",
+    ),
+    Row(
+        name="distributed checkpoint of another format",
+        command=EVALUATE,
+        spoil=write("tp1/iter_0000001/metadata.json", '{"sharded_backend": "zarr"}'),
+        error="is a distributed checkpoint of format `zarr`, which this version does not read",
+        hint="`torch_dist` is read",
+    ),
+    Row(
+        name="hugging face model of another type",
+        command="inspect theirs",
+        spoil=folder_of_theirs("mamba", ""),
+        error="describes a model of type `mamba`, which this version does not read",
+        hint="`gpt2`",
+    ),
+    Row(
+        name="hugging face folder without weights",
+        command="inspect theirs",
+        spoil=folder_of_theirs("gpt2", None),
+        error="`theirs` has no `model.safetensors` and no `pytorch_model.bin`",
+        hint="found: `config.json`",
+    ),
+    Row(
+        name="hugging face weights cut off",
+        command="inspect theirs",
+        spoil=folder_of_theirs("gpt2", "x"),
+        error="`theirs/model.safetensors` is truncated, or no safetensors file",
+        hint="copy the file again",
     ),
     Row(
         name="expert-parallel folder names",
@@ -272,13 +313,6 @@ FILES = [
         hint="nothing was executed",
     ),
     Row(
-        name="container before torch 1.6",
-        command=EVALUATE,
-        spoil=old_container,
-        error="is in the pickle container that torch wrote before 1.6",
-        hint="`torch.save` it again",
-    ),
-    Row(
         name="file that holds a list",
         command=EVALUATE,
         spoil=lambda: torch.save([1, 2], shard_file(Path("tp1"))),
@@ -298,7 +332,7 @@ FILES = [
         spoil=lambda: edit_shard(
             shard_file(Path("tp2"), "mp_rank_01"), lambda content: content.update({"iteration": 9})
         ),
-        error="is of iteration 9 and version 3, `mp_rank_00` of 1 and 3",
+        error="is of iteration 9 and version 3, `mp_rank_00/model_optim_rng.pt` of 1 and 3",
         hint="files of two checkpoints are mixed",
     ),
     Row(
@@ -309,13 +343,6 @@ FILES = [
         ),
         error="holds a model that contains itself",
         hint="copy the file again",
-    ),
-    Row(
-        name="virtual pipeline chunks",
-        command=EVALUATE,
-        spoil=lambda: torch.save({"model0": {}, "model1": {}}, shard_file(Path("tp1"))),
-        error="holds virtual pipeline chunks",
-        hint="",
     ),
 ]
 
@@ -373,25 +400,18 @@ MODELS = [
         hint="use another iteration",
     ),
     Row(
-        name="old checkpoint version",
+        name="checkpoint version never written",
         command=EVALUATE,
-        spoil=in_content(checkpoint_version=1.0),
-        error="has checkpoint version 1, whose QKV rows this version does not put in order",
-        hint="versions 2.0 and 3.0 are read",
-    ),
-    Row(
-        name="no version at all",
-        command=EVALUATE,
-        spoil=in_content(checkpoint_version=None),
-        error="has checkpoint version 0",
-        hint="versions 2.0 and 3.0 are read",
+        spoil=in_content(checkpoint_version=4.0),
+        error="has checkpoint version `4.0`, which Megatron never wrote",
+        hint="`--set checkpoint_version=2.0`",
     ),
     Row(
         name="version that is no number",
         command=EVALUATE,
         spoil=in_content(checkpoint_version="three"),
-        error="version",
-        hint="versions 2.0 and 3.0 are read",
+        error="has checkpoint version `three`",
+        hint="`--set checkpoint_version=2.0`",
     ),
     Row(
         name="iteration that is no number",
@@ -415,38 +435,73 @@ MODELS = [
         hint="`--set gelu=tanh` or `--set gelu=erf`",
     ),
     Row(
-        name="SwiGLU model",
+        name="SwiGLU only in the arguments",
         command=EVALUATE,
         spoil=in_args(swiglu=True),
-        error="holds a model with SwiGLU (`swiglu` is `True`), which this version cannot compute",
-        hint="supported: GPT-2",
+        error="does not hold the model its arguments describe: missing `layers.0.mlp.gate.weight`",
+        hint="belongs to another model",
     ),
     Row(
-        name="rotary positions",
+        name="mixture of experts",
         command=EVALUATE,
-        spoil=in_args(position_embedding_type="rope"),
-        error="(`position_embedding_type` is `rope`)",
-        hint="supported: GPT-2",
+        spoil=in_args(num_experts=8),
+        error="holds a model with mixture of experts (`num_experts` is `8`), which this version cannot compute",
+        hint="supported: GPT and BERT",
     ),
     Row(
-        name="grouped queries",
+        name="multi-latent attention",
+        command=EVALUATE,
+        spoil=in_args(multi_latent_attention=True),
+        error="holds a model with multi-latent attention",
+        hint="supported: GPT and BERT",
+    ),
+    Row(
+        name="state-space layers",
+        command=EVALUATE,
+        spoil=in_state(decoder__layers__0__mixer__in_proj__weight=torch.zeros(4, 32)),
+        error="holds a model with state-space layers (tensor `decoder.layers.0.mixer.in_proj.weight`)",
+        hint="supported: GPT and BERT",
+    ),
+    Row(
+        name="positions neither learned nor rotary",
+        command=EVALUATE,
+        spoil=in_args(position_embedding_type="alibi"),
+        error="(`position_embedding_type` is `alibi`)",
+        hint="supported: GPT and BERT",
+    ),
+    Row(
+        name="grouped queries only in the arguments",
         command=EVALUATE,
         spoil=in_args(group_query_attention=True, num_query_groups=2),
-        error="grouped queries (2 groups of 4 heads)",
-        hint="supported",
+        error="tensor `layers.0.attention.qkv.weight` has shape [96, 32], the configuration says [64, 32]",
+        hint="belongs to another model",
+    ),
+    Row(
+        name="layers without number",
+        command=EVALUATE,
+        spoil=in_args(num_layers=10**12),
+        error="says it has 1000000000000 layers",
+        hint="belongs to another model",
     ),
     Row(
         name="BERT",
         command=EVALUATE,
         spoil=bert,
-        error="holds a BERT model, which this version cannot evaluate",
-        hint="GPT",
+        error="`tp1` holds a BERT, which has no likelihood of a text",
+        hint="`mpeval inspect` and `mpeval convert` work on a BERT",
+    ),
+    Row(
+        name="tensor of a mixture of experts",
+        command=EVALUATE,
+        spoil=in_state(decoder__layers__0__mlp__router__weight=torch.zeros(4, 32)),
+        error="holds a model with mixture of experts (tensor `decoder.layers.0.mlp.router.weight`)",
+        hint="supported: GPT and BERT",
     ),
     Row(
         name="tensor no GPT has",
         command=EVALUATE,
-        spoil=in_state(decoder__layers__0__mlp__router__weight=torch.zeros(4, 32)),
-        error="holds a tensor that no GPT-2 model has: `decoder.layers.0.mlp.router.weight`",
+        spoil=in_state(decoder__layers__0__mlp__extra__weight=torch.zeros(4, 32)),
+        error="holds a tensor that no GPT or BERT has: `decoder.layers.0.mlp.extra.weight`",
         hint="it is of another kind of model",
     ),
     Row(
@@ -461,7 +516,7 @@ MODELS = [
         command=EVALUATE,
         spoil=in_state(embedding__word_embeddings__weight=None),
         error="has no tensor `embedding.word.weight`",
-        hint="it is incomplete, or no GPT-2 model",
+        hint="it is incomplete, or no GPT or BERT",
     ),
     Row(
         name="token table of one dimension",
@@ -488,7 +543,7 @@ MODELS = [
         name="no tensors at all",
         command=EVALUATE,
         spoil=in_content(model={}),
-        error="holds no GPT model that this version knows",
+        error="holds no GPT or BERT that this version knows",
         hint="tensors found: none",
     ),
     Row(
@@ -534,6 +589,94 @@ MODELS = [
         command=f"{EVALUATE} --set gelu=fast",
         error="unknown `gelu`: `fast`",
         hint="known: `erf`, `tanh`",
+    ),
+]
+
+CONVERSIONS = [
+    Row(
+        name="unknown format",
+        command="convert tp1 out --format hugingface",
+        code=2,
+        error="`--format hugingface` is unknown",
+        hint="did you mean `huggingface`?",
+    ),
+    Row(
+        name="stages that do not divide the layers",
+        command="convert tp1 out --format megatron-core --pp 3",
+        code=2,
+        error="`--pp 3` does not divide the model's 2 layers",
+        hint="sizes that fit: 1, 2",
+    ),
+    Row(
+        name="tensor ranks that do not divide the heads",
+        command="convert tp1 out --format megatron --tp 8",
+        error="tensor-parallel size 8 does not divide the model's heads 4",
+        hint="sizes that fit: 1, 2, 4",
+    ),
+    Row(
+        name="ranks for a folder that has none",
+        command="convert tp1 out --format huggingface --tp 2",
+        code=2,
+        error="a Hugging Face folder has no ranks",
+        hint="leave out `--tp` and `--pp`",
+    ),
+    Row(
+        name="vocabulary larger than what is stored",
+        command="convert tp1 out --format huggingface --vocab-size 600",
+        code=2,
+        error="`--vocab-size 600` does not fit a table of 512 rows",
+        hint="give the tokenizer's size",
+    ),
+    Row(
+        name="target that is the source",
+        command="convert tp1 tp1 --format megatron --force",
+        error="`tp1` is the source itself",
+        hint="give another folder",
+    ),
+    Row(
+        name="target that holds something",
+        command="convert tp1 tp2 --format megatron",
+        error="`tp2` is not empty",
+        hint="`--force` to replace the checkpoint in it",
+    ),
+    Row(
+        name="target that holds no checkpoint",
+        command="convert tp1 data --format megatron --force",
+        error="`data` holds nothing that `--force` replaces",
+        hint="`data` holds: `lambada`",
+    ),
+    Row(
+        name="target of another kind",
+        command="convert tp2 theirs --format megatron --force",
+        spoil=hugging_face,
+        error="`theirs` holds a checkpoint of another kind: huggingface",
+        hint="remove it, or give a new folder",
+    ),
+    Row(
+        name="target that is a file",
+        command="convert tp1 data/lambada/lambada_test.jsonl --format megatron",
+        error="`data/lambada/lambada_test.jsonl` is a file",
+        hint="give a folder",
+    ),
+    Row(
+        name="conversion of copies that differ",
+        command="convert tp2 out --format megatron",
+        spoil=lambda: in_model("tp2", "decoder.final_layernorm.weight", lambda w: w.add_(1), "mp_rank_01"),
+        error="final_norm.weight is stored in copies that differ by up to 1",
+        hint="use another iteration",
+    ),
+    Row(
+        name="scan of nothing",
+        command="inspect data --scan",
+        error="`data` holds no file that could be a pickle",
+        hint="safetensors hold no code",
+    ),
+    Row(
+        name="scan and tensors at once",
+        command="inspect tp1 --scan --tensors",
+        code=2,
+        error="`--scan` opens no tensor",
+        hint="run the command twice",
     ),
 ]
 
@@ -819,7 +962,7 @@ OUTPUTS = [
         hint="give a folder you may write to by `--output`",
     ),
 ]
-TABLE = [*PATHS, *FILES, *MODELS, *TOKENIZERS, *BENCHMARKS, *OPTIONS, *OUTPUTS]
+TABLE = [*PATHS, *FILES, *MODELS, *CONVERSIONS, *TOKENIZERS, *BENCHMARKS, *OPTIONS, *OUTPUTS]
 
 
 @pytest.fixture(scope="session")

@@ -46,7 +46,12 @@ OPTIONS: dict[str, set[str]] = {
         *("--task", "--tp", "--dp", "--dtype", "--device", "--data", "--tokenizer", "--limit", "--output", "--json"),
         *("--record", "--megatron-exact", "--allow-modified-data", "--batch-tokens", "--set", "--quiet", "--help"),
     },
-    "inspect": {"--json", "--set", "--help"},
+    "inspect": {"--json", "--set", "--tensors", "--scan", "--help"},
+    "convert": {
+        *("--format", "--tp", "--pp", "--dtype", "--vocab-size", "--force", "--json", "--set", "--quiet", "--help"),
+    },
+    "verify": {"--json", "--set", "--help"},
+    "diff": {"--json", "--set", "--help"},
     "tasks": {"--help"},
     "tasks list": {"--json", "--help"},
     "tasks show": {"--json", "--help"},

@@ -158,7 +158,9 @@ def test_only_parallel_and_launch_know_of_torch_distributed() -> None:
         if below(name, "torch.distributed") or below(name, "torch._C._distributed_c10d")
     }
     assert found
-    assert {module for module in found if not module.startswith("parallel/")} == {"launch.py"}
+    # dist_write.py writes the index of PyTorch DCP, whose classes live there; it sends nothing
+    allowed = {"launch.py", "checkpoint/dist_write.py"}
+    assert {module for module in found if not module.startswith("parallel/")} == allowed
 
 
 @pytest.mark.parametrize(
