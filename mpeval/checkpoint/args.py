@@ -87,6 +87,17 @@ def refuse_unsupported(args: Mapping[str, Any], path: Path) -> None:
             )
 
 
+def refuse_ignored_order(args: Mapping[str, Any], overrides: Mapping[str, Any], path: Path) -> None:
+    """Refuse a Megatron-core model said to add residuals to its norms' outputs: that code ignores the argument."""
+    name = "apply_residual_connection_post_layernorm"
+    if args.get(name) and "post_norm" not in overrides:
+        raise CheckpointError(
+            f"`{path}` says `{name}`, which Megatron-core accepts but does not compute",
+            "say which order the model was trained with: `--set post_norm=false` (what Megatron-core computes) or "
+            "`--set post_norm=true`",
+        )
+
+
 def refuse_foreign(stored: str, path: Path) -> None:
     """Refuse a tensor whose name tells a kind of model that is not computed here."""
     for parts, what in FOREIGN_TENSORS:

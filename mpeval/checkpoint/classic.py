@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mpeval.checkpoint.args import argument, config_of, refuse_foreign, refuse_unsupported
+from mpeval.checkpoint.args import argument, config_of, refuse_foreign, refuse_ignored_order, refuse_unsupported
 from mpeval.checkpoint.assemble import MIXED, Parts, assemble, joined_shape, shapes_of
 from mpeval.checkpoint.container import open_torch_file
 from mpeval.checkpoint.locate import Location, check_grid
@@ -88,6 +88,8 @@ def read_classic(location: Location, overrides: Mapping[str, Any]) -> ShardedChe
     naming = _naming(shards, location)
     tied = overrides.get("tied", not args.get("untie_embeddings_and_output_weights"))
     parts, copy, entries = _sort(shards, naming, location, tied=tied)
+    if naming == "megatron-core":
+        refuse_ignored_order(args, overrides, path)
     config = config_of(args, shapes_of(parts, path), overrides, path)
     config.check_ranks(location.tp)
     return ShardedCheckpoint(
@@ -99,7 +101,8 @@ def read_classic(location: Location, overrides: Mapping[str, Any]) -> ShardedChe
         release=path.name == "release",
         grid=(location.tp, location.pp),
         config=config,
-        tensors=assemble(parts, config, version),
+        # only the early names had other row orders; Megatron-core's never did, whatever version its files say
+        tensors=assemble(parts, config, version if naming == "megatron" else 3.0),
         args=args,
         entries=tuple(entries),
         tied_copies=tuple(copy),

@@ -10,7 +10,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from mpeval.checkpoint.args import config_of, refuse_foreign, refuse_unsupported
+from mpeval.checkpoint.args import config_of, refuse_foreign, refuse_ignored_order, refuse_unsupported
 from mpeval.checkpoint.assemble import MIXED, WEIGHT_DTYPES, is_fused
 from mpeval.checkpoint.classic import OTHER_ENTRIES, args_of, iteration_of, stored_version
 from mpeval.checkpoint.container import open_torch_file
@@ -38,10 +38,7 @@ def read_dist(location: Location, overrides: Mapping[str, Any]) -> ShardedCheckp
     args = args_of(common)
     refuse_unsupported(args, folder)
     version = stored_version(common, folder)
-    if args and version < 2.0:
-        raise CheckpointError(
-            f"`{folder}` is a torch_dist checkpoint of version {version:g}, which Megatron never wrote", AGAIN
-        )
+    refuse_ignored_order(args, overrides, folder)
     tensors, entries = _sort(index, folder)
     config = config_of(args, {name: tensor.shape for name, tensor in tensors.items()}, overrides, folder)
     tp, pp = (args.get(f"{kind}_model_parallel_size") for kind in ("tensor", "pipeline"))

@@ -15,7 +15,7 @@ import torch
 from mpeval.checkpoint.names import FUSED, engine_spelling, stored_name
 from mpeval.checkpoint.torchzip import Planned, write_torch_file
 from mpeval.checkpoint.weights import Weights
-from mpeval.checkpoint.write import Advance, arguments, ignored
+from mpeval.checkpoint.write import Advance, arguments, ignored, refuse_order
 from mpeval.config import ModelConfig
 
 PAYLOAD = "__0_0.distcp"
@@ -47,6 +47,7 @@ def fill_dist(
 
     config = weights.config
     config.check_ranks(tp)
+    refuse_order(config)
     state: dict[str, Any] = {}
     places: dict[Any, Any] = {}
     with (folder / PAYLOAD).open("wb") as file:

@@ -131,8 +131,14 @@ def _grid(folder: Path) -> dict[tuple[int, int], Path]:
                 "mixture-of-experts models are not supported",
             )
         held = [item / name for name in MODEL_FILES if (item / name).is_file()]
+        place = int(match[1]), int(match[2] or 0)
+        if held and place in files:
+            raise CheckpointError(
+                f"`{folder}` holds the same shard twice, in `{files[place].parent.name}` and `{item.name}`",
+                "files of two checkpoints are mixed in one folder; remove the surplus ones",
+            )
         if held:
-            files[int(match[1]), int(match[2] or 0)] = held[0]
+            files[place] = held[0]
         else:
             without.append(item.name)
     if not files:

@@ -95,6 +95,8 @@ def fill_megatron(
             f"{config.layers} layers and {config.padded_vocab} rows cannot be cut into {pp} stages of {tp} shards",
             "choose a pipeline size that divides the layers, a tensor size that divides the padded vocabulary",
         )
+    if naming == "megatron-core":
+        refuse_order(config)
     args = argparse.Namespace(**arguments(config, tp, pp, iteration, divisor))
     for stage in range(pp):
         for rank in range(tp):
@@ -109,6 +111,15 @@ def fill_megatron(
             shard.mkdir(parents=True)
             with (shard / MODEL_FILE).open("wb") as file:
                 write_torch_file(file, content)
+
+
+def refuse_order(config: ModelConfig) -> None:
+    """Refuse to write for Megatron-core what it would compute in another order."""
+    if config.post_norm:
+        raise CheckpointError(
+            "Megatron-core does not compute models whose residuals are added to the norms' outputs (`post_norm`)",
+            "write the names of Megatron-LM v2, which does: `--format megatron`",
+        )
 
 
 def _state(

@@ -52,9 +52,11 @@ def pick(x: Tensor, at: Tensor | None) -> Tensor:
     return x if at is None else x.flatten(0, 1)[at]
 
 
-def new_norm(config: ModelConfig, width: int, **factory: Unpack[Factory]) -> LayerNorm | RMSNorm:
+def new_norm(
+    config: ModelConfig, width: int, inside: Axis | None = None, **factory: Unpack[Factory]
+) -> LayerNorm | RMSNorm:
     """Make the kind of norm that the configuration names, uninitialised."""
-    return (RMSNorm if config.norm == "rmsnorm" else LayerNorm)(width, eps=config.eps, **factory)
+    return (RMSNorm if config.norm == "rmsnorm" else LayerNorm)(width, eps=config.eps, inside=inside, **factory)
 
 
 class Table(nn.Module):
@@ -98,8 +100,8 @@ class Attention(nn.Module):
         self.head_dim = config.head_dim
         self.rate = config.attention_dropout
         self.qkv = ColumnLinear(config.hidden, config.qkv_rows, axis=axis, bias=config.qkv_bias, **factory)
-        self.query_norm = new_norm(config, config.head_dim, **factory) if config.qk_norm else None
-        self.key_norm = new_norm(config, config.head_dim, **factory) if config.qk_norm else None
+        self.query_norm = new_norm(config, config.head_dim, axis, **factory) if config.qk_norm else None
+        self.key_norm = new_norm(config, config.head_dim, axis, **factory) if config.qk_norm else None
         mixed = config.heads * config.head_dim
         self.out = RowLinear(mixed, config.hidden, axis=axis, bias=config.linear_bias, **factory)
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from mpeval.parallel.group import Axis
-from mpeval.parallel.ops import leave
+from mpeval.parallel.ops import enter, leave
 
 Tensor = torch.Tensor
 
@@ -98,32 +98,44 @@ class Dense(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """Layer normalisation over the last dimension; weight and bias [hidden] are equal on all ranks."""
+    """Layer normalisation over the last dimension; weight and bias [hidden] are equal on all ranks.
 
-    def __init__(self, hidden: int, *, eps: float, **factory: Unpack[Factory]) -> None:
+    A norm of what only this rank computes is made with `inside`, the tensor axis: each rank's gradient is then a part,
+    and `enter` sums the parts.
+    """
+
+    def __init__(self, hidden: int, *, eps: float, inside: Axis | None = None, **factory: Unpack[Factory]) -> None:
         """Allocate weight and bias, uninitialised."""
         super().__init__()
         self.eps = eps
+        self.inside = inside
         self.weight = new_parameter(hidden, **factory)
         self.bias = new_parameter(hidden, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise each vector of x [..., hidden]."""
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+        weight, bias = _entered(self.weight, self.inside), _entered(self.bias, self.inside)
+        return F.layer_norm(x, self.weight.shape, weight, bias, self.eps)
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square normalisation over the last dimension (arXiv 1910.07467); weight equal on all ranks."""
+    """Root-mean-square normalisation (arXiv 1910.07467); weight and `inside` as in `LayerNorm`."""
 
-    def __init__(self, hidden: int, *, eps: float, **factory: Unpack[Factory]) -> None:
+    def __init__(self, hidden: int, *, eps: float, inside: Axis | None = None, **factory: Unpack[Factory]) -> None:
         """Allocate the weight, uninitialised."""
         super().__init__()
         self.eps = eps
+        self.inside = inside
         self.weight = new_parameter(hidden, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale each vector of x [..., hidden] to unit mean square, in fp32, then by the weight."""
-        return F.rms_norm(x.float(), self.weight.shape, eps=self.eps).to(x.dtype) * self.weight
+        scaled = F.rms_norm(x.float(), self.weight.shape, eps=self.eps).to(x.dtype)
+        return scaled * _entered(self.weight, self.inside)
+
+
+def _entered(parameter: Tensor, inside: Axis | None) -> Tensor:
+    return parameter if inside is None else enter(parameter, inside)
 
 
 class VocabEmbedding(nn.Module):

@@ -249,8 +249,8 @@ PATHS = [
     Row(
         name="hugging face model of another type",
         command="inspect theirs",
-        spoil=folder_of_theirs("mamba", ""),
-        error="describes a model of type `mamba`, which this version does not read",
+        spoil=folder_of_theirs("vit", ""),
+        error="describes a model of type `vit`, which this version does not read",
         hint="`gpt2`",
     ),
     Row(

@@ -35,6 +35,7 @@ from transformers import (
 
 import mpeval
 from mpeval.checkpoint.hugging_write import fill_hugging_face
+from mpeval.checkpoint.names import Naming
 from mpeval.checkpoint.weights import StoredWeights
 from mpeval.checkpoint.write import write_megatron
 from mpeval.models.bert import BERT
@@ -190,7 +191,9 @@ def test_a_folder_written_from_shards_loads_without_a_key_missing_or_unexpected(
     model.save_pretrained(tmp_path / "first")
     first = mpeval.open_checkpoint(tmp_path / "first")
     config = first.config.changed("test", padded_vocab=128)
-    write_megatron(tmp_path / "shards", StoredWeights(first, config), tp=2, pp=3)
+    naming: Naming = "megatron" if config.post_norm else "megatron-core"
+    write_megatron(tmp_path / "shards", StoredWeights(first, config), tp=2, pp=3, naming=naming)
+
     shards = mpeval.open_checkpoint(tmp_path / "shards")
     shards.check()
     assert shards.digest() == first.digest()
