@@ -15,7 +15,7 @@ import torch
 from mpeval.checkpoint.names import FUSED, engine_spelling, stored_name
 from mpeval.checkpoint.torchzip import Planned, write_torch_file
 from mpeval.checkpoint.weights import Weights
-from mpeval.checkpoint.write import Advance, arguments, ignored, refuse_order
+from mpeval.checkpoint.write import Advance, arguments, ignored, in_parts, refuse_order
 from mpeval.config import ModelConfig
 
 PAYLOAD = "__0_0.distcp"
@@ -83,10 +83,9 @@ def _planned(weights: Weights, names: list[str], advance: Advance) -> Planned:
     shape = weights.config.shapes()[names[0]]
     lead = (1,) if names[0].startswith("layers.") else ()
 
-    def make() -> torch.Tensor:
-        made = torch.cat([weights.read(name) for name in names]) if len(names) > 1 else weights.read(names[0])
-        advance(made.nbytes)
-        return made.reshape(*lead, *made.shape)
+    def make() -> Iterator[torch.Tensor]:
+        for name in names:
+            yield from in_parts(weights, name, [(0, extent) for extent in weights.config.shapes()[name]], advance)
 
     full = (*lead, shape[0] * len(names), *shape[1:])
     return Planned(shape=full, dtype=weights.dtype(names[0]), make=make)

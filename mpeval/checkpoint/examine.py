@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from os import cpu_count
 
 from mpeval.checkpoint.logical import LogicalTensor
 from mpeval.checkpoint.sharded import ShardedCheckpoint
+from mpeval.checkpoint.stored import THREADS
 from mpeval.errors import CheckpointError
 from mpeval.parallel.layout import cut_of
-
-THREADS = min(4, cpu_count() or 1)
-"""Reading and hashing release Python's lock; more threads than this only wait for the disk."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +35,7 @@ def statistics(checkpoint: ShardedCheckpoint) -> Iterator[Statistics]:
 def _statistics(tensor: LogicalTensor) -> Statistics:
     total, bad = 0.0, 0
     for bounds in tensor.chunks():
-        values = tensor.read(bounds)
+        values = tensor.peek(bounds)
         finite = values.isfinite()
         bad += int((~finite).sum())
         total += values.double().masked_fill_(~finite, 0.0).square_().sum().item()
@@ -81,7 +78,7 @@ def _difference(name: str, left: ShardedCheckpoint, right: ShardedCheckpoint) ->
         return Difference(name=name, verdict=f"shapes {shapes[0]} and {shapes[1]}")
     equal, gap = ours.dtype == theirs.dtype, 0.0
     for bounds in ours.chunks(rows[0]):
-        a, b = ours.read(bounds), theirs.read(bounds)
+        a, b = ours.peek(bounds), theirs.peek(bounds)
         if ours.dtype == theirs.dtype and bool(a.equal(b)):
             continue
         far = (a.double() - b.double()).abs()

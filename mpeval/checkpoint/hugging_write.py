@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from math import prod
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +62,13 @@ def _tensor(weights: Weights, rows: list[Rows], advance: Advance) -> Planned:
     shape = (max(row.start + row.rows for row in rows), *inner)
     dtype = weights.dtype(first.ours)
 
-    def make() -> torch.Tensor:
+    def make() -> Iterator[torch.Tensor]:
         made = torch.empty(shape, dtype=dtype)
         for row in rows:
             box = [(row.at, row.at + row.rows), *((0, extent) for extent in inner)]
             made[row.start : row.start + row.rows] = weights.read(row.ours, box)
         advance(made.nbytes)
-        return made.t().contiguous() if first.transposed else made
+        yield made.t() if first.transposed else made
 
     return Planned(shape=shape[::-1] if first.transposed else shape, dtype=dtype, make=make)
 
@@ -77,7 +77,7 @@ def _groups(planned: dict[str, Planned]) -> list[list[str]]:
     groups: list[list[str]] = [[]]
     held = 0
     for name, item in planned.items():
-        size = prod(item.shape) * item.dtype.itemsize
+        size = item.nbytes
         if groups[-1] and held + size > FILE_BYTES:
             groups.append([])
             held = 0
@@ -87,7 +87,7 @@ def _groups(planned: dict[str, Planned]) -> list[list[str]]:
 
 
 def _index(planned: dict[str, Planned], groups: list[list[str]]) -> str:
-    total = sum(prod(item.shape) * item.dtype.itemsize for item in planned.values())
+    total = sum(item.nbytes for item in planned.values())
     places = {
         name: f"model-{number:05d}-of-{len(groups):05d}.safetensors"
         for number, names in enumerate(groups, start=1)

@@ -59,6 +59,17 @@ class LogicalTensor:
         self.copy_into(out, bounds)
         return out
 
+    def peek(self, bounds: Bounds, dtype: str | None = None) -> Tensor:
+        """Return the box `bounds` to look at, not to change: a view of the file where it can be one, else as `read`."""
+        if dtype in {None, self.dtype}:
+            for piece in self.pieces:
+                inner = [(low - start, high - start) for (low, high), start in zip(bounds, piece.at, strict=True)]
+                inside = all(low >= 0 and high <= n for (low, high), n in zip(inner, piece.tensor.shape, strict=True))
+                found = piece.tensor.peek(inner) if inside else None
+                if found is not None:
+                    return found
+        return self.read(bounds, dtype)
+
     def copy_into(self, out: Tensor, bounds: Bounds) -> None:
         """Read the box `bounds` into `out`, converting to its dtype and device, touching only what it covers."""
         for piece in self.pieces:

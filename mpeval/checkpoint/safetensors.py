@@ -72,11 +72,12 @@ def write_safetensors(path: Path, tensors: Mapping[str, Planned]) -> None:
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, planned in tensors.items():
-        begin, end = end, end + prod(planned.shape) * planned.dtype.itemsize
+        begin, end = end, end + planned.nbytes
         header[name] = {"dtype": names[planned.dtype], "shape": list(planned.shape), "data_offsets": [begin, end]}
     raw = json.dumps(header, separators=(",", ":")).encode()
     raw += b" " * (-len(raw) % 8)
     with path.open("wb") as file:
         file.write(len(raw).to_bytes(8, "little") + raw)
         for planned in tensors.values():
-            file.write(bytes_of(planned))
+            for part in bytes_of(planned):
+                file.write(part)

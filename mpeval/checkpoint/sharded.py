@@ -105,7 +105,7 @@ class ShardedCheckpoint:
             return
         gap = 0.0
         for bounds in left.chunks():
-            ours, theirs = left.read(bounds), right.read(bounds)
+            ours, theirs = left.peek(bounds), right.peek(bounds)
             if not ours.view(torch.uint8).equal(theirs.view(torch.uint8)):
                 far = (ours.double() - theirs.double()).abs().masked_fill_(ours.isnan() & theirs.isnan(), 0.0)
                 gap = max(gap, far.nan_to_num(float("inf")).max().item())
@@ -126,7 +126,7 @@ class ShardedCheckpoint:
         rows = self.config.vocab if cut_of(name).vocab else None
         digest = hashlib.sha256()
         for bounds in tensor.chunks(rows):
-            digest.update(tensor.read(bounds, dtype).view(torch.uint8).numpy().data)
+            digest.update(tensor.peek(bounds, dtype).view(torch.uint8).numpy().data)
         shape = (rows, *tensor.shape[1:]) if rows is not None else tensor.shape
         return hashlib.sha256(f"{name} {dtype} {list(shape)} {digest.hexdigest()}".encode()).hexdigest()
 

@@ -31,6 +31,9 @@ AGAIN = "copy the file again and compare sizes"
 CHUNK_BYTES = 8 << 20
 """At most this much of a file is mapped at a time, so that loading needs little more memory than the model."""
 
+THREADS = min(2, os.cpu_count() or 1)
+"""Files written, or tensors hashed, at a time: Python's lock is free meanwhile, each holds a tensor in memory."""
+
 Bounds = Sequence[tuple[int, int]]
 
 
@@ -90,7 +93,29 @@ class StoredTensor:
                     target = target.narrow(dim, inner[0] - outer[0], inner[1] - inner[0])
                 self._copy_box(file.fileno(), size, target, box)
 
+    def peek(self, bounds: Bounds) -> Tensor | None:
+        """Return the box `bounds` as a view of the file itself, without copying; None if it is not one run of bytes.
+
+        The pages are mapped for this process alone: writing to the result changes no file.
+        """
+        expected = 1
+        for (low, high), step in reversed(list(zip(bounds, self.stride, strict=True))):
+            if high - low > 1 and step != expected:
+                return None
+            expected *= max(1, high - low)
+        if any(high <= low for low, high in bounds):
+            return None
+        with self.path.open("rb") as file:
+            return self._map(file.fileno(), os.fstat(file.fileno()).st_size, bounds)[0]
+
     def _copy_box(self, descriptor: int, file_size: int, out: Tensor, box: Bounds) -> None:
+        mapped, view = self._map(descriptor, file_size, box)
+        out.copy_(mapped)
+        del mapped
+        view.close()
+
+    def _map(self, descriptor: int, file_size: int, box: Bounds) -> tuple[Tensor, mmap.mmap]:
+        """Map the part of the file that a box spans; return the box and the mapping, which the box keeps open."""
         import torch
 
         size = ITEM_SIZES[self.dtype]
@@ -101,9 +126,7 @@ class StoredTensor:
         page = first - first % mmap.ALLOCATIONGRANULARITY
         view = mmap.mmap(descriptor, first - page + span, offset=page, access=mmap.ACCESS_COPY)
         flat = torch.frombuffer(view, dtype=getattr(torch, self.dtype), offset=first - page, count=span // size)
-        out.copy_(flat.as_strided([high - low for low, high in box], self.stride))
-        del flat
-        view.close()
+        return flat.as_strided([high - low for low, high in box], self.stride), view
 
 
 def _chunks(bounds: Bounds, stride: Sequence[int], item: int) -> Iterator[list[tuple[int, int]]]:

@@ -6,8 +6,9 @@ import io
 import pickle
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from math import prod
 from typing import IO, Any
 
 import torch
@@ -19,11 +20,16 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 @dataclass(eq=False, kw_only=True)
 class Planned:
-    """A tensor that is made only when its place in the file has come."""
+    """A tensor that is made only when its place in the file has come, in parts that follow one another in memory."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
-    make: Callable[[], torch.Tensor] = field(repr=False)
+    make: Callable[[], Iterable[torch.Tensor]] = field(repr=False)
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the tensor in bytes."""
+        return prod(self.shape) * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
@@ -102,30 +108,35 @@ def write_torch_file(file: IO[bytes], content: Any) -> None:
     pickler.dump(content)
     window = _Window(file)
     with zipfile.ZipFile(window, "w", zipfile.ZIP_STORED) as archive:
-        _entry(archive, window, "data.pkl", pickled.getbuffer())
-        _entry(archive, window, "byteorder", b"little")
+        _entry(archive, window, "data.pkl", len(pickled.getbuffer()), [pickled.getbuffer()])
+        _entry(archive, window, "byteorder", 6, [b"little"])
         for number, planned in enumerate(pickler.planned):
-            _entry(archive, window, f"data/{number}", bytes_of(planned))
-        _entry(archive, window, "version", b"3\n")
+            _entry(archive, window, f"data/{number}", planned.nbytes, bytes_of(planned))
+        _entry(archive, window, "version", 2, [b"3\n"])
 
 
-def bytes_of(planned: Planned) -> memoryview:
-    """Make a tensor and return its bytes in row-major order."""
-    made = planned.make()
-    if tuple(made.shape) != planned.shape or made.dtype != planned.dtype:
-        raise ValueError(f"planned {planned.shape} {planned.dtype}, made {tuple(made.shape)} {made.dtype}")
-    return made.contiguous().flatten().view(torch.uint8).numpy().data
+def bytes_of(planned: Planned) -> Iterator[memoryview]:
+    """Make a tensor and yield its bytes in row-major order."""
+    total = 0
+    for part in planned.make():
+        if part.dtype != planned.dtype:
+            raise ValueError(f"planned {planned.dtype}, made {part.dtype}")
+        total += part.nbytes
+        yield part.contiguous().flatten().view(torch.uint8).numpy().data
+    if total != planned.nbytes:
+        raise ValueError(f"planned {planned.nbytes} bytes, made {total}")
 
 
-def _entry(archive: zipfile.ZipFile, window: _Window, name: str, data: bytes | memoryview) -> None:
+def _entry(archive: zipfile.ZipFile, window: _Window, name: str, size: int, data: Iterable[bytes | memoryview]) -> None:
     """Write one stored entry, padded in its header so that the data is aligned."""
     info = zipfile.ZipInfo(f"archive/{name}", _EPOCH)
-    large = len(data) >= 1 << 30
+    large = size >= 1 << 30
     begin = window.tell() + 30 + len(info.filename) + (20 if large else 0)
     info.extra = _padding(-begin % ALIGNMENT)
-    info.file_size = len(data)
+    info.file_size = size
     with archive.open(info, "w", force_zip64=large) as entry:
-        entry.write(data)
+        for part in data:
+            entry.write(part)
 
 
 def _padding(size: int) -> bytes:

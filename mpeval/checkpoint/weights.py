@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import torch
 
 from mpeval.checkpoint.sharded import ShardedCheckpoint
-from mpeval.checkpoint.stored import Bounds
+from mpeval.checkpoint.stored import THREADS, Bounds
 from mpeval.config import ModelConfig
-from mpeval.parallel.layout import cut_of
 
 Tensor = torch.Tensor
 
@@ -27,23 +27,24 @@ class Weights(Protocol):
         """Return the dtype of canonical tensor `name`."""
 
     def read(self, name: str, bounds: Bounds | None = None) -> Tensor:
-        """Return a box of `name` (default: all of it) as a new, contiguous tensor."""
+        """Return a box of `name` (default: all of it), to be looked at and not changed."""
 
 
-@dataclass(frozen=True)
 class MadeWeights:
     """Weights that a function makes: `make(name)` returns a full tensor, all of one dtype."""
 
-    config: ModelConfig
-    make: Callable[[str], Tensor]
+    def __init__(self, config: ModelConfig, make: Callable[[str], Tensor]) -> None:
+        """Keep the function; what it made last is kept too, as writers ask for it a few rows at a time."""
+        self.config = config
+        self._make = lru_cache(maxsize=THREADS)(make)
 
     def dtype(self, name: str) -> torch.dtype:
         """Return the dtype of canonical tensor `name`."""
-        return self.make(name).dtype
+        return self._make(name).dtype
 
     def read(self, name: str, bounds: Bounds | None = None) -> Tensor:
         """Return a box of `name` (default: all of it) as a new, contiguous tensor."""
-        full = self.make(name)
+        full = self._make(name)
         return full[tuple(slice(low, high) for low, high in bounds)].contiguous() if bounds else full
 
 
@@ -62,16 +63,12 @@ class StoredWeights:
         return found
 
     def read(self, name: str, bounds: Bounds | None = None) -> Tensor:
-        """Return a box of `name` (default: all of it) as a new, contiguous tensor; new padding rows are zero."""
+        """Return a box of `name` (default: all of it) to look at; padding rows that the source lacks are zero."""
         tensor = self.checkpoint.tensor(name)
         box = list(bounds or [(0, extent) for extent in self.config.shapes()[name]])
-        out = torch.empty([high - low for low, high in box], dtype=self.dtype(name))
-        if cut_of(name).vocab:
-            low, high = box[0]
-            box[0] = (min(low, tensor.shape[0]), min(high, tensor.shape[0]))
-            rows = box[0][1] - box[0][0]
-            out[rows:].zero_()
-            tensor.copy_into(out[:rows], box)
-        else:
-            tensor.copy_into(out, box)
+        if box[0][1] <= tensor.shape[0]:
+            return tensor.peek(box, self.to)
+        out = torch.zeros([high - low for low, high in box], dtype=self.dtype(name))
+        low, high = min(box[0][0], tensor.shape[0]), tensor.shape[0]
+        tensor.copy_into(out[: high - low], [(low, high), *box[1:]])
         return out

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import torch
 from mpeval.checkpoint.args import UNKNOWN_VOCAB
 from mpeval.checkpoint.locate import MODEL_FILE, TRACKER
 from mpeval.checkpoint.names import FUSED, TIED_COPY, Naming, stored_name
-from mpeval.checkpoint.stored import Bounds
+from mpeval.checkpoint.stored import CHUNK_BYTES, THREADS, Bounds
 from mpeval.checkpoint.torchzip import Planned, write_torch_file
 from mpeval.checkpoint.weights import Weights
 from mpeval.config import ModelConfig
@@ -70,7 +72,7 @@ def fill_megatron(
     divisor: int = 128,
     advance: Advance = ignored,
 ) -> None:
-    """Write `tp` x `pp` shards into a folder.  One tensor is in memory at a time.
+    """Write `tp` x `pp` shards into a folder, `THREADS` files at a time, a few rows of each in memory.
 
     Args:
         folder: the iteration's folder.
@@ -98,19 +100,24 @@ def fill_megatron(
     if naming == "megatron-core":
         refuse_order(config)
     args = argparse.Namespace(**arguments(config, tp, pp, iteration, divisor))
-    for stage in range(pp):
-        for rank in range(tp):
-            state = _state(weights, stage, pp, rank, tp, naming, advance)
-            content = {
-                "args": args,
-                "checkpoint_version": version,
-                "iteration": iteration,
-                "model": _nested(state) if naming == "megatron" else state,
-            }
-            shard = folder / (f"mp_rank_{rank:02d}" + (f"_{stage:03d}" if pp > 1 else ""))
-            shard.mkdir(parents=True)
-            with (shard / MODEL_FILE).open("wb") as file:
-                write_torch_file(file, content)
+
+    def fill(place: tuple[int, int]) -> None:
+        rank, stage = place
+        state = _state(weights, stage, pp, rank, tp, naming, advance)
+        content = {
+            "args": args,
+            "checkpoint_version": version,
+            "iteration": iteration,
+            "model": _nested(state) if naming == "megatron" else state,
+        }
+        shard = folder / (f"mp_rank_{rank:02d}" + (f"_{stage:03d}" if pp > 1 else ""))
+        shard.mkdir(parents=True)
+        with (shard / MODEL_FILE).open("wb") as file:
+            write_torch_file(file, content)
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        for _ in pool.map(fill, [(rank, stage) for stage in range(pp) for rank in range(tp)]):
+            pass
 
 
 def refuse_order(config: ModelConfig) -> None:
@@ -145,13 +152,22 @@ def _planned(weights: Weights, names: list[str], rank: int, tp: int, advance: Ad
     boxes = [_box(weights.config, name, rank, tp) for name in names]
     extents = [high - low for low, high in boxes[0]]
 
-    def make() -> torch.Tensor:
-        parts = [weights.read(name, box) for name, box in zip(names, boxes, strict=True)]
-        made = parts[0] if len(parts) == 1 else torch.cat(parts)
-        advance(made.nbytes)
-        return made
+    def make() -> Iterator[torch.Tensor]:
+        for name, box in zip(names, boxes, strict=True):
+            yield from in_parts(weights, name, box, advance)
 
     return Planned(shape=(extents[0] * len(names), *extents[1:]), dtype=weights.dtype(names[0]), make=make)
+
+
+def in_parts(weights: Weights, name: str, box: Bounds, advance: Advance) -> Iterator[torch.Tensor]:
+    """Read a box of a tensor a few rows at a time, so that the same memory serves for all of them."""
+    (low, high), *rest = box
+    row_bytes = weights.dtype(name).itemsize * prod(last - first for first, last in rest)
+    rows = max(1, CHUNK_BYTES // max(1, row_bytes))
+    for start in range(low, high, rows):
+        part = weights.read(name, [(start, min(start + rows, high)), *rest])
+        advance(part.nbytes)
+        yield part
 
 
 def _box(config: ModelConfig, name: str, rank: int, tp: int) -> Bounds:

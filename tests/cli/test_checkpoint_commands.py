@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -273,10 +273,10 @@ def test_a_disk_that_writes_something_else_is_noticed(monkeypatch: pytest.Monkey
     make("a")
     true = torchzip.bytes_of
 
-    def faulty(planned: torchzip.Planned) -> memoryview:
-        data = bytearray(true(planned))
+    def faulty(planned: torchzip.Planned) -> Iterator[memoryview]:
+        data = bytearray(b"".join(true(planned)))
         data[-1] ^= 64
-        return memoryview(bytes(data))
+        yield memoryview(bytes(data))
 
     monkeypatch.setattr(torchzip, "bytes_of", faulty)
     assert run_here("convert a b --format megatron-core") == 1
