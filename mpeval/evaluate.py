@@ -123,7 +123,9 @@ def plan(options: Options, tp: int) -> Plan:
     unknown = checkpoint.config.origins.get("vocab") == UNKNOWN_VOCAB
     tokenizer = find_tokenizer(options.tokenizer, [checkpoint.root, checkpoint.path, options.checkpoint])
     config = checkpoint.config
-    check_fits(tokenizer, vocab=None if unknown else config.vocab, padded_vocab=config.padded_vocab)
+    # Hugging Face folders may have more rows than tokens; the tokenizer that lies among them is theirs all the same
+    own = checkpoint.format == "huggingface" and options.tokenizer is None
+    check_fits(tokenizer, vocab=None if unknown or own else config.vocab, padded_vocab=config.padded_vocab)
     if unknown:
         checkpoint = checkpoint.with_vocab(tokenizer.size, "tokenizer")
     tasks: list[tuple[Task, Data]] = []

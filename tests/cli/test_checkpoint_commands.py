@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from making import edit_shard, make_checkpoint, make_data, run_here, shard_file, small_config
+from making import edit_shard, make_checkpoint, make_data, run_here, shard_file, small_config, tokenizer_json
 
 import mpeval
 from mpeval.config import ModelConfig
@@ -138,6 +138,17 @@ def test_what_was_converted_evaluates_to_the_same_numbers(capsys: Output) -> Non
         assert run_here(f"evaluate {folder} --task lambada --data data --allow-modified-data --json --quiet") == 0
         scores.append(json.loads(capsys.readouterr().out)["results"][0]["metrics"])
     assert scores[0] == scores[1]
+
+
+def test_a_hugging_face_folder_may_have_more_rows_than_its_tokenizer_has_tokens(capsys: Output) -> None:
+    make_checkpoint(Path("a"))
+    make_data(Path("data"))
+    Path("a/tokenizer.json").write_text(tokenizer_json(390))
+    assert run_here("convert a b --format huggingface --quiet") == 0
+    command = "--task lambada --data data --allow-modified-data --quiet"
+    assert run_here(f"evaluate b {command}") == 0
+    assert run_here(f"evaluate b {command} --tokenizer a") == 1
+    assert "has 390 tokens, the checkpoint 400 tokens" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("dtype", "bytes_each"), [("bfloat16", 2), ("float16", 2), ("float32", 4)])
