@@ -257,7 +257,9 @@ def verify(checkpoint: CheckpointArg, as_json: JsonOption = False, settings: Set
     else:
         from mpeval.report import line, table
 
+        tracked = opened.root != opened.path
         checks = [
+            ["tracker", f"names `{opened.path.name}`" if tracked else "none above the folder given"],
             ["files", f"{opened.format}, tp {opened.grid[0]} x pp {opened.grid[1]}, iteration {opened.iteration}"],
             ["tensors", f"{content['tensors']} of the shapes that the configuration says, none left over"],
             ["replicas", f"{content['replicas']} copies on other tensor ranks compared"],

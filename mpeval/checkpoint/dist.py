@@ -96,6 +96,8 @@ class _Index:
             content = open_torch_file(path).value
         elif inside is not None:
             content = self._open(inside, None)
+            if isinstance(content, list) and len(content) == 1:  # Megatron-core wraps every object it saves so
+                content = content[0]
         else:
             raise CheckpointError(
                 f"`{self.folder}` has no `common.pt`, which holds the model's arguments",

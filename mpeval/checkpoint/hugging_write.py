@@ -15,7 +15,7 @@ from mpeval.checkpoint.hugging_names import Kind, Rows, rows_of
 from mpeval.checkpoint.safetensors import write_safetensors
 from mpeval.checkpoint.torchzip import Planned
 from mpeval.checkpoint.weights import Weights
-from mpeval.checkpoint.write import Advance, ignored
+from mpeval.checkpoint.write import Advance, ignored, in_parts
 from mpeval.config import ModelConfig
 from mpeval.errors import CheckpointError
 
@@ -62,14 +62,19 @@ def _tensor(weights: Weights, rows: list[Rows], advance: Advance) -> Planned:
     shape = (max(row.start + row.rows for row in rows), *inner)
     dtype = weights.dtype(first.ours)
 
-    def make() -> Iterator[torch.Tensor]:
-        made = torch.empty(shape, dtype=dtype)
-        for row in rows:
+    def pieces() -> Iterator[torch.Tensor]:
+        for row in sorted(rows, key=lambda row: row.start):
             box = [(row.at, row.at + row.rows), *((0, extent) for extent in inner)]
-            made[row.start : row.start + row.rows] = weights.read(row.ours, box)
-        advance(made.nbytes)
-        yield made.t() if first.transposed else made
+            yield from in_parts(weights, row.ours, box, advance)
 
+    def turned() -> Iterator[torch.Tensor]:
+        made, at = torch.empty(shape, dtype=dtype), 0
+        for piece in pieces():
+            made[at : at + piece.shape[0]] = piece
+            at += piece.shape[0]
+        yield made.t()
+
+    make = turned if first.transposed else pieces
     return Planned(shape=shape[::-1] if first.transposed else shape, dtype=dtype, make=make)
 
 

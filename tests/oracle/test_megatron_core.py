@@ -18,7 +18,10 @@ from ranks import run_ranks
 from torch.nn import functional as F
 
 import mpeval
+from mpeval.checkpoint.weights import MadeWeights
+from mpeval.checkpoint.write import write_megatron
 from mpeval.convert import Target, convert
+from mpeval.models.weights import draw_full
 from mpeval.parallel.group import Group
 
 pytestmark = pytest.mark.skipif(
@@ -47,6 +50,10 @@ def _model(config: mpeval.ModelConfig, tp: int) -> Any:
         ffn_hidden_size=config.ffn,
         num_attention_heads=config.heads,
         num_query_groups=config.kv_heads,
+        kv_channels=config.head_dim,
+        rotary_interleaved=config.rope_interleaved,
+        qk_layernorm=config.qk_norm,
+        add_qkv_bias=config.qkv_bias and not config.linear_bias,
         normalization="RMSNorm" if config.norm == "rmsnorm" else "LayerNorm",
         layernorm_epsilon=config.eps,
         add_bias_linear=config.linear_bias,
@@ -61,12 +68,59 @@ def _model(config: mpeval.ModelConfig, tp: int) -> Any:
     sizes = {"vocab_size": config.padded_vocab, "max_sequence_length": config.context, "parallel_output": False}
     if config.family == "bert":
         return BertModel(theirs, 2, bert_layer_local_spec, share_embeddings_and_output_weights=True, **sizes).eval()
-    spec = get_gpt_layer_local_spec(normalization=theirs.normalization)
+    spec = get_gpt_layer_local_spec(normalization=theirs.normalization, qk_layernorm=config.qk_norm)
     position = "rope" if config.rope else "learned_absolute"
-    tied = config.tied
     return GPTModel(
-        theirs, spec, share_embeddings_and_output_weights=tied, position_embedding_type=position, **sizes
+        theirs,
+        spec,
+        share_embeddings_and_output_weights=config.tied,
+        position_embedding_type=position,
+        rotary_base=config.rope_base,
+        rotary_percent=config.rope_percent,
+        rope_scaling=config.rope_scaling == "llama3",
+        rope_scaling_factor=config.rope_factor,
+        seq_len_interpolation_factor=config.rope_factor if config.rope_scaling == "linear" else None,
+        **sizes,
     ).eval()
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "partial rotation": {"rope_percent": 0.5},
+    "interleaved rotation": {"rope_interleaved": True},
+    "another base": {"rope_base": 500000.0},
+    "linear scaling": {"rope_scaling": "linear", "rope_factor": 4.0},
+    "llama3 scaling": {"rope_scaling": "llama3", "rope_factor": 8.0, "rope_base": 500000.0},
+    "qk norm": {"qk_norm": True},
+    "qkv bias": {"qkv_bias": True},
+    "wide heads": {"head_dim": 24},
+    "layer norm and GELU": {"norm": "layernorm", "swiglu": False, "gelu": "erf", "linear_bias": True, "qkv_bias": True},
+}
+
+
+def _variant(group: Group, folder: Path, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return Megatron-core's logits and ours."""
+    ours = mpeval.load_model(mpeval.open_checkpoint(folder), group)
+    with torch.no_grad():
+        mine: torch.Tensor = ours(ids)
+    theirs, _ = _classic(group, folder, {"tokens": ids})
+    return theirs[..., : ours.config.vocab], mine
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_todays_choices_are_computed_as_megatron_core_computes_them(tmp_path: Path, name: str) -> None:
+    today = {"rope": True, "norm": "rmsnorm", "swiglu": True, "kv_heads": 2, "linear_bias": False, "qkv_bias": False}
+    sizes = {"layers": 3, "hidden": 64, "heads": 4, "ffn": 96, "context": 64, "vocab": 120, "padded_vocab": 128}
+    config = mpeval.ModelConfig(**{**sizes, **today, "tied": False, "init_std": 0.2, **VARIANTS[name]})
+
+    def made(key: str) -> torch.Tensor:
+        full = draw_full(config, key, 4)
+        return full + 0.1 * torch.randn(full.shape, generator=torch.Generator().manual_seed(len(key)))
+
+    write_megatron(tmp_path, MadeWeights(config, made), tp=2)
+    ids = torch.randint(0, 120, (2, 50), generator=torch.Generator().manual_seed(2))
+    for theirs, mine in run_ranks(_variant, 2, tmp_path, ids, timeout=200.0):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=2e-4)
+        assert theirs.std() > 0.5
 
 
 def _logits(model: Any, reference: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:
