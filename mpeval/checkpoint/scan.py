@@ -9,7 +9,7 @@ from typing import Any
 
 from mpeval.checkpoint.container import attempt_torch_file
 from mpeval.checkpoint.oldfile import MAGIC
-from mpeval.checkpoint.unpickle import Attempt, attempt
+from mpeval.checkpoint.unpickle import INDEX_FACTOR, Attempt, attempt
 from mpeval.errors import CheckpointError
 
 SUFFIXES = (".pt", ".pth", ".bin", ".pkl", ".ckpt", ".metadata", ".distcp")
@@ -75,7 +75,7 @@ def _bare(path: Path, error: CheckpointError) -> Attempt:
         if head.startswith(b"PK") or MAGIC in head:
             return _failed(error)
         file.seek(0)
-        made = attempt(file, path.stat().st_size)
+        made = attempt(file, INDEX_FACTOR * path.stat().st_size)
     return _failed(error) if made.failure is not None and not made.globals else made
 
 

@@ -302,6 +302,11 @@ def unpickle(data: bytes, path: Path, size: int | None = None) -> Unpickled:
     return accept(attempt(io.BytesIO(data), len(data) if size is None else size), path)
 
 
+INDEX_FACTOR = 16
+"""An index is nothing but small objects, an opcode for every two bytes: it may cost that much more than its length."""
+
+
 def read_pickle(path: Path) -> Unpickled:
     """Decode a file that is one bare pickle, such as the index of PyTorch DCP."""
-    return unpickle(path.read_bytes(), path)
+    data = path.read_bytes()
+    return unpickle(data, path, INDEX_FACTOR * len(data))
