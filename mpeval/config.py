@@ -162,6 +162,11 @@ class ModelConfig:
         """The feed-forward activation in words."""
         return "SwiGLU" if self.swiglu else f"GELU {self.gelu}"
 
+    def computed(self) -> dict[str, Any]:
+        """Return what decides a model's outputs: everything but padding, dropout and initialisation."""
+        silent = {"padded_vocab", "dropout", "attention_dropout", "init_std", "origins"}
+        return {name: value for name, value in vars(self).items() if name not in silent}
+
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the full (unsharded) shape of every parameter, in model order."""
         h = self.hidden

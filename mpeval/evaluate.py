@@ -199,9 +199,7 @@ def _identity(made: Plan, options: Options, digest: str, dtype: str) -> dict[str
         "tokenizer": made.tokenizer.digest,
         "dtype": dtype,
         "megatron_exact": options.megatron_exact,
-        "gelu": made.checkpoint.config.gelu,
-        "heads": made.checkpoint.config.heads,
-        "eps": made.checkpoint.config.eps,
+        "model": made.checkpoint.config.computed(),
         **{f"data of {task.protocol.id}": data.digest for task, data in made.tasks},
         **{f"version of {task.protocol.id}": task.protocol.version for task, _ in made.tasks},
     }

@@ -129,7 +129,7 @@ def results_table(run: RunResults, *, stderr: bool = False) -> None:
         f"checkpoint {checkpoint.digest[:19]}",
         f"stored tp {checkpoint.grid[0]} x pp {checkpoint.grid[1]}",
         f"run tp {run.layout.tp} x dp {run.layout.dp} on {run.device}",
-        f"GELU {checkpoint.gelu}",
+        f"GELU {checkpoint.gelu}" if checkpoint.gelu else "SwiGLU",
         f"padding rows {padding}",
         *([f"{speed[-1]:,.0f} tokens/s"] if speed else []),
     ]

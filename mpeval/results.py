@@ -53,7 +53,8 @@ class CheckpointInfo(Strict):
     iteration: int
     grid: tuple[int, int]
     parameters: int
-    gelu: str
+    gelu: str | None
+    """None for a model with SwiGLU."""
     vocab: int
     padded_vocab: int
 

@@ -92,9 +92,8 @@ def _difference(name: str, left: ShardedCheckpoint, right: ShardedCheckpoint) ->
 
 def settings_that_differ(left: ShardedCheckpoint, right: ShardedCheckpoint) -> list[tuple[str, str, str]]:
     """Return (name, value in A, value in B) of what the two models compute differently; padding does not count."""
-    quiet = {"padded_vocab", "origins", "dropout", "attention_dropout", "init_std"}
-    ours, theirs = vars(left.config), vars(right.config)
-    names = [name for name in ours if name not in quiet and ours[name] != theirs[name]]
+    ours, theirs = left.config.computed(), right.config.computed()
+    names = [name for name in ours if ours[name] != theirs[name]]
     return [(name, str(ours[name]), str(theirs[name])) for name in names]
 
 
