@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from math import prod
 from typing import Any, Literal, get_args
 
 from mpeval.errors import ConfigError, suggest
@@ -130,7 +130,9 @@ class ModelConfig:
         self._need("rope_percent", 0 < self.rope_percent <= 1, "above 0 and at most 1")
         self._need("rope_percent", not self.rope or self.rope_width % 2 == 0, "such that an even width is rotated")
         for name in ("rope_base", "rope_factor", "rope_low", "rope_high", "rope_original", "eps"):
-            self._need(name, getattr(self, name) > 0, "above 0")
+            self._need(name, 0 < getattr(self, name) < 1e30, "above 0 and finite")
+        for name in ("tokentypes", "classes"):
+            self._need(name, getattr(self, name) >= 0, "at least 0")
         self._need("pooler", self.pooler or not (self.binary_head or self.multichoice_head or self.classes), "true")
 
     def _need(self, name: str, holds: bool, what: str) -> None:
@@ -215,7 +217,7 @@ class ModelConfig:
 
     def parameters(self) -> int:
         """Count the parameters of the whole model, padding rows included."""
-        return sum(prod(shape) for shape in self.shapes().values())
+        return sum(math.prod(shape) for shape in self.shapes().values())
 
     def check_ranks(self, tp: int) -> None:
         """Refuse a tensor-parallel size that cannot cut this model."""

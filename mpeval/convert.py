@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,15 +12,15 @@ from typing import Any, Literal, get_args
 
 from mpeval import __version__
 from mpeval.checkpoint.dist_write import fill_dist
-from mpeval.checkpoint.examine import digests, refuse_different
+from mpeval.checkpoint.examine import digests, refuse_different, refuse_overflow, settings_that_differ
 from mpeval.checkpoint.hugging_write import fill_hugging_face, not_expressed
 from mpeval.checkpoint.locate import locate
 from mpeval.checkpoint.open import open_checkpoint
 from mpeval.checkpoint.sharded import ShardedCheckpoint, combine_digests
 from mpeval.checkpoint.weights import StoredWeights
 from mpeval.checkpoint.write import fill_megatron, write_tracker
-from mpeval.errors import MpevalError, OutputError, UsageError
-from mpeval.folders import new_folder
+from mpeval.errors import CheckpointError, MpevalError, OutputError, UsageError
+from mpeval.folders import new_folder, unwritable, write_atomically
 
 Target = Literal["megatron", "megatron-core", "torch_dist", "huggingface"]
 TARGETS = get_args(Target)
@@ -114,32 +113,49 @@ def convert(
     """
     opened = _with_vocab(open_checkpoint(source, overrides), vocab)
     _refuse_impossible(opened, format, tp, pp)
-    _refuse_occupied(opened, target, format, force=force)
+    place = _place(opened, target, format)
+    _refuse_occupied(opened, target, place, format, force=force)
     opened.check()
+    refuse_overflow(opened, dtype)
     config = opened.config.changed("conversion", padded_vocab=_padded(opened, format, tp))
     weights = StoredWeights(opened, config, dtype)
     total = sum(tensor.nbytes for tensor in opened.tensors.values())
     fill = _writer(format, opened, tp, pp)
-    place = _place(opened, target, format)
     with new_folder(place, replace=force) as folder, _bar(total, quiet) as advance:
         before = digests(opened, dtype)
         fill(folder, weights, advance)
         written = _with_vocab(open_checkpoint(folder), config.vocab)
         after = digests(written)
         refuse_different(before, after, str(target))
+        notes = not_expressed(config) if format == "huggingface" else []
+        _refuse_other_settings(opened, written, notes)
         done = Conversion(
             source=opened,
             target=target,
             format=format,
             before=before,
             after=after,
-            copied=_copy_tokenizer(opened, folder if format == "huggingface" else target),
-            notes=tuple(not_expressed(config)) if format == "huggingface" else (),
+            copied=_tokenizer_files(opened),
+            notes=tuple(notes),
         )
         (folder / REPORT).write_text(json.dumps(done.document(), indent=1) + "\n", encoding="utf-8")
+        if format == "huggingface":
+            _copy(done.copied, opened, folder)
     if format != "huggingface":
+        _copy(done.copied, opened, target)
         write_tracker(target, place)
     return done
+
+
+def _refuse_other_settings(opened: ShardedCheckpoint, written: ShardedCheckpoint, notes: list[str]) -> None:
+    """Refuse a target format that cannot say how the model computes; `notes` tell the one thing that is let pass."""
+    other = [row for row in settings_that_differ(opened, written) if not (notes and row[0] == "lm_head_gelu")]
+    if other:
+        name, ours, theirs = other[0]
+        raise CheckpointError(
+            f"the format has no way to say `{name}={ours}`: what was written reads back as `{theirs}`",
+            "choose another `--format`, or leave out the `--set` that the file does not agree with",
+        )
 
 
 def _with_vocab(checkpoint: ShardedCheckpoint, vocab: int | None) -> ShardedCheckpoint:
@@ -162,8 +178,9 @@ def _padded(opened: ShardedCheckpoint, format: Target, tp: int) -> int:
 
 
 def _divisor(opened: ShardedCheckpoint) -> int:
+    """Return what the table is padded to a multiple of: what the run said, if that is no more than the table."""
     said = opened.args.get("make_vocab_size_divisible_by")
-    return said if isinstance(said, int) and said > 0 else DIVISOR
+    return said if isinstance(said, int) and 0 < said <= opened.config.padded_vocab else DIVISOR
 
 
 def _refuse_impossible(opened: ShardedCheckpoint, format: Target, tp: int, pp: int) -> None:
@@ -181,13 +198,21 @@ def _refuse_impossible(opened: ShardedCheckpoint, format: Target, tp: int, pp: i
         )
 
 
-def _refuse_occupied(opened: ShardedCheckpoint, target: Path, format: Target, *, force: bool) -> None:
+def _refuse_occupied(opened: ShardedCheckpoint, target: Path, place: Path, format: Target, *, force: bool) -> None:
     """Refuse a target that holds something, unless it may be replaced and is what it would be replaced by."""
-    if target.resolve() in {opened.root.resolve(), opened.path.resolve()}:
-        raise OutputError(f"`{target}` is the source itself", "give another folder")
-    if target.is_file():
-        raise OutputError(f"`{target}` is a file", "give a folder")
-    if not target.is_dir() or not any(target.iterdir()):
+    try:
+        full, place = target.resolve(), place.resolve()
+        occupied = full.is_dir() and any(full.iterdir())
+        if full.is_file():
+            raise OutputError(f"`{target}` is a file", "give a folder")
+    except (OSError, ValueError) as error:
+        raise unwritable(target, error, "") from error
+    sources = {opened.root.resolve(), opened.path.resolve()}
+    if full in sources or any(place in source.parents for source in sources):
+        raise OutputError(f"`{target}` is the source itself, or holds it", "give another folder")
+    if place == Path.cwd():
+        raise OutputError(f"`{target}` is the working folder, which cannot be exchanged", "give another folder")
+    if not occupied:
         return
     if not force:
         raise OutputError(f"`{target}` is not empty", "give a new folder, or `--force` to replace the checkpoint in it")
@@ -205,8 +230,6 @@ def _place(opened: ShardedCheckpoint, target: Path, format: Target) -> Path:
     """Return the folder to write: in Megatron's formats that of the iteration, `release` where there is none."""
     if format != "huggingface":
         return target / ("release" if opened.release else f"iter_{opened.iteration:07d}")
-    if target.is_dir() and not any(target.iterdir()):
-        target.rmdir()
     return target
 
 
@@ -237,12 +260,17 @@ def _bar(total: int, quiet: bool) -> Iterator[Callable[[int], None]]:
         yield lambda count: advance(count, count)
 
 
-def _copy_tokenizer(opened: ShardedCheckpoint, to: Path) -> tuple[str, ...]:
-    """Copy the tokenizer that lies beside the source; what `to` already has is left alone."""
-    copied = []
-    for folder in dict.fromkeys((opened.root, opened.path)):
-        for name in TOKENIZER_FILES:
-            if (folder / name).is_file() and not (to / name).exists():
-                shutil.copyfile(folder / name, to / name)
-                copied.append(name)
-    return tuple(copied)
+def _tokenizer_files(opened: ShardedCheckpoint) -> tuple[str, ...]:
+    """Return which files of a tokenizer lie beside the source."""
+    return tuple(name for name in TOKENIZER_FILES if _beside(opened, name) is not None)
+
+
+def _beside(opened: ShardedCheckpoint, name: str) -> Path | None:
+    return next((folder / name for folder in (opened.root, opened.path) if (folder / name).is_file()), None)
+
+
+def _copy(names: tuple[str, ...], opened: ShardedCheckpoint, to: Path) -> None:
+    """Copy the source's tokenizer, over another one that is there: the weights written go with this one."""
+    for name in names:
+        if (path := _beside(opened, name)) is not None:
+            write_atomically(to / name, path.read_bytes())

@@ -59,6 +59,21 @@ class LaunchError(MpevalError):
     """Ranks that could not be started, or that died."""
 
 
+NAME_LENGTH = 500
+
+
+def name_in_file(key: object) -> str:
+    """Return the text of a dictionary's key out of a file.
+
+    Raises:
+        ValueError: it is longer than any name; joining such names would take memory without end.
+    """
+    text = key if isinstance(key, str) else shown(key)
+    if len(text) > NAME_LENGTH:
+        raise ValueError(f"a name of {len(text)} letters: {shown(text)}")
+    return text
+
+
 def shown(value: object) -> str:
     """Return a short text for a value out of a file, which may be of any size and shape."""
     if isinstance(value, int) and not -(10**15) < value < 10**15:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -52,19 +53,26 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     Raises:
         OutputError: `path` is already there, or cannot be written.
     """
-    if path.exists() and not replace:
-        raise OutputError(f"`{path}` is already there", "write to another folder, or remove it")
-    temporary = path.parent / f".{path.name}.{os.getpid()}"
-    old = path.parent / f".{path.name}.{os.getpid()}.old"
+    there = OutputError(f"`{path}` is already there", "write to another folder, or remove it")
     try:
-        temporary.mkdir(parents=True)
+        path = path.resolve()
+        if not replace and path.exists() and (path.is_file() or any(path.iterdir())):
+            raise there
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name[:80]}."))
+    except (OSError, ValueError) as error:
+        raise unwritable(path, error, "") from error
+    old = temporary.with_name(f"{temporary.name}.old")
+    try:
+        os.chmod(temporary, 0o755)
         yield temporary
         _flush(temporary)
-        if path.exists():
+        if replace and path.exists():
             os.replace(path, old)
         os.replace(temporary, path)
     except OSError as error:
-        raise unwritable(path, error) from error
+        # a folder that another run has put there meanwhile is not empty, so nothing can take its place
+        raise (there if error.errno in {errno.ENOTEMPTY, errno.EEXIST} else unwritable(path, error, "")) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
@@ -78,9 +86,9 @@ def _flush(folder: Path) -> None:
                 os.fsync(file.fileno())
 
 
-def unwritable(path: Path, error: OSError, option: str = "--output") -> OutputError:
-    """Describe why `path` cannot be written."""
-    kind = "folder" if option == "--output" else "file"
-    return OutputError(
-        f"cannot write `{path}`: {error.strerror or error}", f"give a {kind} you may write to by `{option}`"
-    )
+def unwritable(path: Path, error: OSError | ValueError, option: str = "--output") -> OutputError:
+    """Describe why `path` cannot be written, and by which option (none: as an argument) another can be given."""
+    kind = "folder" if option in {"--output", ""} else "file"
+    by = f" by `{option}`" if option else ""
+    said = getattr(error, "strerror", None) or error
+    return OutputError(f"cannot write `{path}`: {said}", f"give a {kind} you may write to{by}")

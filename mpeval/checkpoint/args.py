@@ -165,8 +165,10 @@ def config_of(args: Mapping[str, Any], shapes: Shapes, overrides: Mapping[str, A
     for name in ("embedding.word.weight", "layers.0.mlp.down.weight", "layers.0.attention.qkv.weight"):
         if name not in shapes:
             raise CheckpointError(f"`{path}` has no tensor `{name}`", "it is incomplete, or no GPT or BERT")
-        if len(shapes[name]) != 2:
-            raise CheckpointError(f"`{path}`: `{name}` has shape {list(shapes[name])}, which is no matrix's", _WRONG)
+    for name, shape in shapes.items():
+        matrix = name.endswith(".weight") and "norm" not in name
+        if len(shape) != 1 + matrix or 0 in shape:
+            raise CheckpointError(f"`{path}`: `{name}` has shape {list(shape)}, which no such weight has", _WRONG)
     take = Gather(args, overrides, path)
     _put_sizes(take, shapes)
     _put_choices(take, shapes)

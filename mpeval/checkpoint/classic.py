@@ -17,7 +17,7 @@ from mpeval.checkpoint.names import TIED_COPY, Naming, canonical_name, layer_ind
 from mpeval.checkpoint.sharded import Accounted, ShardedCheckpoint
 from mpeval.checkpoint.stored import AGAIN, StoredTensor
 from mpeval.checkpoint.unpickle import Stub
-from mpeval.errors import CheckpointError, shown
+from mpeval.errors import CheckpointError, name_in_file, shown
 
 _NEEDED = "a Megatron checkpoint is a dictionary with an entry `model`; pass the file that training wrote"
 _VERSIONS = "versions are 0 (none), 1.0, 2.0 and 3.0; give the right one by `--set checkpoint_version=2.0`"
@@ -141,6 +141,8 @@ def _open_shard(location: Location, tp: int, pp: int) -> _Shard:
             entries = list(_flat(content[key]))
         except RecursionError:
             raise CheckpointError(f"`{path}` holds a model that contains itself, over and over", AGAIN) from None
+        except ValueError as error:
+            raise CheckpointError(f"`{path}` holds {error}", AGAIN) from None
         for name, value in entries:
             if isinstance(value, StoredTensor) and not name.endswith("._extra_state"):
                 if plain_spelling(name) in tensors:
@@ -162,6 +164,7 @@ def _flat(tree: Any) -> Iterator[tuple[str, Any]]:
 
     Raises:
         RecursionError: a dictionary contains itself, or unfolds to more than `ENTRIES`.
+        ValueError: a key is no name.
     """
     stack = [("", tree, 0)]
     for _ in range(ENTRIES):
@@ -175,7 +178,7 @@ def _flat(tree: Any) -> Iterator[tuple[str, Any]]:
             raise RecursionError
         dot = f"{name}." if name else ""
         for key in reversed(value):
-            stack.append((f"{dot}{shown(key)}", value[key], depth + 1))
+            stack.append((f"{dot}{name_in_file(key)}", value[key], depth + 1))
     raise RecursionError
 
 
@@ -221,7 +224,7 @@ def _version(first: _Shard, overrides: Mapping[str, Any], path: Path) -> float:
 def iteration_of(content: Mapping[str, Any], path: Path) -> int:
     """Return the iteration among a file's entries, 0 where it is not said."""
     stored = content.get("iteration", content.get("total_iters")) or 0
-    if not isinstance(stored, int):
+    if not isinstance(stored, int) or isinstance(stored, bool) or not 0 <= stored < 10**12:
         raise CheckpointError(f"`{path}` has iteration `{shown(stored)}`, not a number", _NEEDED)
     return stored
 

@@ -20,9 +20,11 @@ from mpeval.checkpoint.names import FUSED, canonical_name, plain_spelling
 from mpeval.checkpoint.sharded import Accounted, ShardedCheckpoint
 from mpeval.checkpoint.stored import AGAIN, StoredTensor
 from mpeval.checkpoint.unpickle import read_pickle
-from mpeval.errors import CheckpointError, shown
+from mpeval.errors import CheckpointError, name_in_file, shown
 
 METADATA = ".metadata"
+LAYERS = 10_000
+"""No model has as many."""
 _NO_MODEL = re.compile(
     r"optimizer\.|chained_\d+\.|rng_state|rerun_state_machine|opt_param_scheduler|lr_scheduler|common_state|content_metadata"
 )
@@ -63,7 +65,7 @@ def _check_backend(folder: Path) -> None:
         return
     try:
         backend = json.loads(path.read_text(encoding="utf-8"))["sharded_backend"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
         raise CheckpointError(f"`{path}` is damaged: {error}", AGAIN) from error
     if backend != "torch_dist":
         raise CheckpointError(
@@ -83,9 +85,9 @@ class _Index:
             raise CheckpointError(f"`{folder}` is a torch_dist checkpoint without its `{METADATA}`", f"found: {found}")
         stored = _attributes(read_pickle(path).value)
         try:
-            self.items = {shown(key): _attributes(item) for key, item in stored["state_dict_metadata"].items()}
+            self.items = {name_in_file(key): _attributes(item) for key, item in stored["state_dict_metadata"].items()}
             self.places = {_place(index): _attributes(info) for index, info in stored["storage_data"].items()}
-        except (KeyError, AttributeError, TypeError) as error:
+        except (KeyError, AttributeError, TypeError, ValueError) as error:
             raise CheckpointError(f"`{path}` is no metadata of PyTorch DCP: {error!r}", AGAIN) from error
 
     def common(self) -> dict[str, Any]:
@@ -111,6 +113,8 @@ class _Index:
         """Return the global tensor of a key, whose chunks must tile it."""
         item = self.items[key]
         shape = _sizes(item.get("size"))
+        if not isinstance(item["chunks"], list):
+            raise CheckpointError(f"`{self.folder}`: `{key}` has no list of chunks", AGAIN)
         chunks = [_attributes(chunk) for chunk in item["chunks"]]
         pieces = []
         for chunk in chunks:
@@ -137,6 +141,7 @@ class _Index:
         if (
             not isinstance(name, str)
             or Path(name).name != name
+            or len(name) > 200
             or not isinstance(start, int)
             or not isinstance(length, int)
         ):
@@ -160,7 +165,7 @@ def _attributes(value: Any) -> dict[str, Any]:
 def _place(index: Any) -> tuple[str, tuple[int, ...] | None]:
     fields = vars(index)
     offset = fields.get("offset")
-    return shown(fields["fqn"]), None if offset is None else _sizes(offset)
+    return name_in_file(fields["fqn"]), None if offset is None else _sizes(offset)
 
 
 def _sizes(value: Any) -> tuple[int, ...]:
@@ -197,7 +202,10 @@ def _sort(index: _Index, folder: Path) -> tuple[dict[str, LogicalTensor], list[A
             reason = "no weight" if "._extra_state" in plain else known
             entries.append(Accounted(file=METADATA, stored=key, name=None, reason=reason))
             continue
-        for name, tensor in _layers(plain, index.tensor(key)):
+        whole = index.tensor(key)
+        if 0 in whole.shape or not whole.shape or (_STACKED.match(plain) and whole.shape[0] > LAYERS):
+            raise CheckpointError(f"`{folder}`: `{key}` has the shape {list(whole.shape)}, which no weight has", AGAIN)
+        for name, tensor in _layers(plain, whole):
             canonical = canonical_name(plain_spelling(name), "megatron-core")
             if canonical is None:
                 refuse_foreign(key, folder)

@@ -104,6 +104,29 @@ def digests(checkpoint: ShardedCheckpoint, dtype: str | None = None) -> dict[str
         return dict(zip(checkpoint.tensors, found, strict=True))
 
 
+def refuse_overflow(checkpoint: ShardedCheckpoint, dtype: str | None) -> None:
+    """Refuse a dtype that finite values of the checkpoint would become infinite in."""
+    import torch
+
+    def too_large(name: str) -> float:
+        tensor = checkpoint.tensor(name)
+        if dtype is None or dtype == tensor.dtype:
+            return 0.0
+        limit, worst = torch.finfo(getattr(torch, dtype)).max, 0.0
+        for bounds in tensor.chunks():
+            values = tensor.peek(bounds)
+            worst = max(worst, values.masked_fill(~values.isfinite(), 0).abs().max().double().item())
+        return worst if worst > limit else 0.0
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        for name, worst in zip(checkpoint.tensors, pool.map(too_large, checkpoint.tensors), strict=True):
+            if worst:
+                raise CheckpointError(
+                    f"`{checkpoint.path}`: `{name}` holds values up to {worst:.3g}, which {dtype} cannot hold",
+                    "convert to `--dtype bfloat16`, or keep the dtype",
+                )
+
+
 def refuse_different(before: dict[str, str], after: dict[str, str], where: str) -> None:
     """Refuse a copy whose tensors do not have the digests of the original."""
     wrong = [name for name in dict.fromkeys([*before, *after]) if before.get(name) != after.get(name)]

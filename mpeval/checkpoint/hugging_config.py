@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mpeval.checkpoint.args import Shapes
 from mpeval.checkpoint.hugging_names import Kind
 from mpeval.config import ModelConfig
-from mpeval.errors import CheckpointError, shown, suggest
+from mpeval.errors import CheckpointError, ConfigError, shown, suggest
 
 GELUS = {
     "gelu": "erf",
@@ -28,6 +29,17 @@ REFUSED: tuple[tuple[str, tuple[Any, ...], str], ...] = (
     ("quantization_config", (None,), "quantised weights"),
 )
 """(setting, values this reader handles, what any other value means)."""
+
+
+TABLES: dict[Kind, str] = {
+    "gpt2": "transformer.wte.weight",
+    "bert": "bert.embeddings.word_embeddings.weight",
+    "megatron-bert": "bert.embeddings.word_embeddings.weight",
+    "llama": "model.embed_tokens.weight",
+    "qwen2": "model.embed_tokens.weight",
+    "qwen3": "model.embed_tokens.weight",
+}
+"""The token table of each kind."""
 
 
 class Settings:
@@ -61,8 +73,27 @@ class Settings:
         self.found[name] = self.overrides[name] if given else value
         self.origins[name] = "--set" if given else origin
 
+    def get(self, name: str, kind: Any, default: Any) -> Any:
+        """Return a setting that no single value of the configuration is made of.
+
+        Raises:
+            CheckpointError: it is not of `kind`.
+        """
+        value = self.values.get(name)
+        if value is None and (name not in self.values or kind is not str):
+            return default
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise CheckpointError(f"`{self.path}` has no usable `{name}`: found `{shown(value)}`", "mend the file")
+        return value
+
     def config(self) -> ModelConfig:
-        """Return the configuration of what was set."""
+        """Return the configuration of what was set, refusing what the user set and nothing asked for."""
+        rest = [name for name in self.overrides if name not in self.found]
+        if rest:
+            raise ConfigError(
+                f"`--set {rest[0]}` does not apply to `{self.path.parent}`: its `config.json` and tensors decide it",
+                f"what can be set: {', '.join(f'`{name}`' for name in sorted(self.found))}",
+            )
         return ModelConfig(**self.found, origins=self.origins)
 
 
@@ -87,19 +118,23 @@ def kind_of(path: Path, values: Mapping[str, Any]) -> Kind:
     return kind
 
 
-def read_config(
-    path: Path, values: Mapping[str, Any], names: frozenset[str], overrides: Mapping[str, Any]
-) -> ModelConfig:
-    """Return the architecture that a `config.json` and the names of the stored tensors (with prefix) describe."""
+def read_config(path: Path, values: Mapping[str, Any], shapes: Shapes, overrides: Mapping[str, Any]) -> ModelConfig:
+    """Return the architecture that a `config.json` and the stored tensors, by name with prefix, describe."""
     kind = kind_of(path, values)
     take = Settings(path, values, overrides)
     if kind == "gpt2":
         _read_gpt2(take)
     elif kind in {"bert", "megatron-bert"}:
-        _read_bert(take, kind, names)
+        _read_bert(take, kind, shapes)
     else:
-        _read_llama(take, kind, names)
-    take.say("padded_vocab", take.found["vocab"], take.origins["vocab"])
+        _read_llama(take, kind, shapes)
+    table = shapes.get(TABLES[kind], ())
+    take.say("padded_vocab", table[0] if table else take.found["vocab"], "tensors")
+    if "vocab" not in overrides and take.found["vocab"] != take.found["padded_vocab"]:
+        raise CheckpointError(
+            f"`{path}` says its vocabulary is {take.found['vocab']}, its table has {take.found['padded_vocab']} rows",
+            "the files belong to different models; or give the true size by `--set vocab=N`",
+        )
     return take.config()
 
 
@@ -120,7 +155,7 @@ def _read_gpt2(take: Settings) -> None:
 
 
 def _put_gelu(take: Settings, name: str, setting: str, default: str) -> None:
-    value = take.values.get(setting, default)
+    value = take.get(setting, str, default)
     if value not in GELUS and name not in take.overrides:
         raise CheckpointError(
             f"`{take.path}`: the activation `{shown(value)}` is none that this version computes",
@@ -140,7 +175,7 @@ def _put_sizes(take: Settings) -> None:
     take.put("init_std", "initializer_range", kind=number, default=0.02)
 
 
-def _read_bert(take: Settings, kind: Kind, names: frozenset[str]) -> None:
+def _read_bert(take: Settings, kind: Kind, names: Shapes) -> None:
     number = int | float
     _put_sizes(take)
     take.say("family", "bert", "config.model_type")
@@ -148,24 +183,29 @@ def _read_bert(take: Settings, kind: Kind, names: frozenset[str]) -> None:
     take.put("tokentypes", "type_vocab_size", default=2)
     _put_gelu(take, "gelu", "hidden_act", "gelu")
     take.put("eps", "layer_norm_eps", kind=number, default=1e-12)
-    take.say("tied", take.values.get("tie_word_embeddings") is not False, "config.tie_word_embeddings")
+    take.put("tied", "tie_word_embeddings", kind=bool, default=True)
     take.put("dropout", "hidden_dropout_prob", kind=number, default=0.1)
     take.put("attention_dropout", "attention_probs_dropout_prob", kind=number, default=0.1)
     take.say("lm_head", "cls.predictions.transform.dense.weight" in names, "tensors")
     take.say("lm_head_gelu", take.found["gelu"], take.origins["gelu"])
     take.say("pooler", "bert.pooler.dense.weight" in names, "tensors")
     take.say("binary_head", "cls.seq_relationship.weight" in names, "tensors")
-    choice = any("MultipleChoice" in str(item) for item in take.values.get("architectures") or ())
-    classified = "classifier.weight" in names
-    labels = take.values.get("num_labels") or len(take.values.get("id2label") or {}) or 2
-    take.say("multichoice_head", classified and choice, "config.architectures")
-    take.say("classes", labels if classified and not choice else 0, "config.id2label")
+    choice = any("MultipleChoice" in str(item) for item in take.get("architectures", list, []))
+    head = names.get("classifier.weight", ())
+    take.say("multichoice_head", bool(head) and choice, "config.architectures")
+    labels = take.get("num_labels", int, len(take.get("id2label", dict, {})) or None)
+    if head and not choice and labels not in {None, head[0]}:
+        raise CheckpointError(
+            f"`{take.path}` says there are {labels} classes, `classifier.weight` has {head[0]} rows",
+            "the files belong to different models",
+        )
+    take.say("classes", head[0] if head and not choice else 0, "tensors")
 
 
-def _read_llama(take: Settings, kind: Kind, names: frozenset[str]) -> None:
+def _read_llama(take: Settings, kind: Kind, names: Shapes) -> None:
     number = int | float
     _put_sizes(take)
-    if take.values.get("hidden_act", "silu") != "silu":
+    if take.get("hidden_act", str, "silu") != "silu":
         raise CheckpointError(
             f"`{take.path}`: the activation `{shown(take.values['hidden_act'])}` is none that this version computes",
             "known: `silu`",
@@ -185,22 +225,31 @@ def _read_llama(take: Settings, kind: Kind, names: frozenset[str]) -> None:
 
 
 def _read_rope(take: Settings) -> None:
-    """Read rotary settings, which transformers keeps in `rope_parameters`, before version 5 in two other places."""
-    stretch = {**(take.values.get("rope_scaling") or {}), **(take.values.get("rope_parameters") or {})}
-    named = stretch.get("rope_type", stretch.get("type", "default"))
-    if named not in {"default", "linear", "llama3"} or stretch.get("partial_rotary_factor") not in {None, 1}:
+    """Read rotary settings, which transformers keeps in `rope_parameters`, before version 5 in two other places.
+
+    What a kind of stretching needs and has no default is demanded; where transformers has one, it is that.
+    """
+    stretch = {**take.get("rope_scaling", dict, {}), **take.get("rope_parameters", dict, {})}
+    inner = Settings(take.path, stretch, take.overrides)
+    inner.found, inner.origins = take.found, take.origins
+    named = inner.get("rope_type", str, inner.get("type", str, "default"))
+    partial = inner.get("partial_rotary_factor", int | float, take.get("partial_rotary_factor", int | float, 1.0))
+    layered = any(isinstance(value, dict) for value in stretch.values())
+    if named not in {"default", "linear", "llama3"} or partial != 1.0 or layered:
         raise CheckpointError(
-            f"`{take.path}` stretches rotary positions by `{shown(named)}`, which this version cannot compute",
-            "known: `default`, `linear`, `llama3`",
+            f"`{take.path}` has rotary positions of the kind `{shown(named)}`, by layer or in part, "
+            "which this version cannot compute",
+            "known: `default`, `linear`, `llama3`, the same in all layers and whole",
         )
-    base = stretch.get("rope_theta", take.values.get("rope_theta", 10000.0))
-    take.say("rope_base", float(base), "config.rope_theta")
+    number = int | float
+    outer = take.get("rope_theta", number, 10000.0)
+    inner.put("rope_base", "rope_theta", kind=number, default=outer)
     take.say("rope_scaling", "none" if named == "default" else named, "config.rope_scaling")
-    for name, setting in (
-        ("rope_factor", "factor"),
-        ("rope_low", "low_freq_factor"),
-        ("rope_high", "high_freq_factor"),
-        ("rope_original", "original_max_position_embeddings"),
-    ):
-        if named != "default" and stretch.get(setting) is not None:
-            take.say(name, stretch[setting], f"config.rope_scaling.{setting}")
+    if named != "default":
+        inner.put("rope_factor", "factor", kind=number)
+    if named == "llama3":
+        inner.put("rope_low", "low_freq_factor", kind=number)
+        inner.put("rope_high", "high_freq_factor", kind=number)
+        original = inner.get("original_max_position_embeddings", int, take.found["context"])
+        own = take.get("original_max_position_embeddings", int, original)
+        take.say("rope_original", own, "config.original_max_position_embeddings")

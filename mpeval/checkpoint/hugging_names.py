@@ -37,14 +37,14 @@ class Rows(NamedTuple):
     """Whether `theirs` is the transpose: its columns are meant (GPT-2's Conv1D)."""
 
 
-def rows_of(kind: Kind, config: ModelConfig) -> Iterator[Rows]:
-    """Yield where every row of every canonical tensor is, padding rows of the vocabulary left out."""
+def rows_of(kind: Kind, config: ModelConfig, vocab: int) -> Iterator[Rows]:
+    """Yield where every row of every canonical tensor is, of the vocabulary its first `vocab` rows."""
     for name, shape in config.shapes().items():
         if "attention.qkv" in name:
             yield from _qkv(kind, config, name)
             continue
         theirs, transposed = _name(kind, config, name)
-        yield Rows(name, 0, theirs, 0, config.vocab if cut_of(name).vocab else shape[0], transposed)
+        yield Rows(name, 0, theirs, 0, vocab if cut_of(name).vocab else shape[0], transposed)
 
 
 def _qkv(kind: Kind, config: ModelConfig, name: str) -> Iterator[Rows]:

@@ -51,7 +51,7 @@ def fill_hugging_face(folder: Path, weights: Weights, *, advance: Advance = igno
 def _planned(kind: Kind, weights: Weights, advance: Advance) -> dict[str, Planned]:
     """Plan every stored tensor from the rows of canonical ones that make it."""
     parts: dict[str, list[Rows]] = defaultdict(list)
-    for row in rows_of(kind, weights.config):
+    for row in rows_of(kind, weights.config, hugging_vocab(weights.config)):
         parts[row.theirs].append(row)
     return {name: _tensor(weights, rows, advance) for name, rows in parts.items()}
 
@@ -179,11 +179,20 @@ def not_expressed(config: ModelConfig) -> list[str]:
     return []
 
 
+def hugging_vocab(config: ModelConfig) -> int:
+    """Return how many rows of the vocabulary are written: the true ones, or all where nobody knows."""
+    return config.padded_vocab if config.origins.get("vocab") == UNKNOWN_VOCAB else config.vocab
+
+
 def hugging_config(config: ModelConfig, dtype: str) -> dict[str, Any]:
     """Return the content of `config.json`, in the spelling that transformers 4 and 5 both read."""
     kind = hugging_kind(config)
-    vocab = config.padded_vocab if config.origins.get("vocab") == UNKNOWN_VOCAB else config.vocab
-    common = {"model_type": kind, "vocab_size": vocab, "dtype": dtype, "initializer_range": config.init_std}
+    common: dict[str, Any] = {
+        "model_type": kind,
+        "vocab_size": hugging_vocab(config),
+        "dtype": dtype,
+        "initializer_range": config.init_std,
+    }
     if kind == "gpt2":
         return common | _gpt2_config(config)
     sizes = {

@@ -19,7 +19,7 @@ from mpeval.checkpoint.safetensors import open_safetensors
 from mpeval.checkpoint.sharded import Accounted, ShardedCheckpoint
 from mpeval.checkpoint.stored import AGAIN, StoredTensor
 from mpeval.config import ModelConfig
-from mpeval.errors import CheckpointError
+from mpeval.errors import CheckpointError, shown
 
 CONFIG = "config.json"
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -35,12 +35,15 @@ def read_hugging_face(location: Location, overrides: Mapping[str, Any]) -> Shard
     kind = kind_of(folder / CONFIG, values)
     files = {}
     for name, (file, tensor) in _stored(folder).items():
-        files[_full_name(name, PREFIXES[kind])] = (file, name, tensor)
-    config = read_config(folder / CONFIG, values, frozenset(files), overrides)
+        full = _full_name(name, PREFIXES[kind])
+        if full in files:
+            raise CheckpointError(f"`{folder / file}` holds `{shown(full)}` a second time, as `{shown(name)}`", AGAIN)
+        files[full] = (file, name, tensor)
     tensors = {name: tensor for name, (_, _, tensor) in files.items()}
+    config = read_config(folder / CONFIG, values, {name: tensor.shape for name, tensor in tensors.items()}, overrides)
     refuse_more_than_stored(config, {name: tensor.shape for name, tensor in tensors.items()}, folder)
     used: dict[str, str] = {}
-    model = _assemble(folder, list(rows_of(kind, config)), tensors, config, used)
+    model = _assemble(folder, list(rows_of(kind, config, config.padded_vocab)), tensors, config, used)
     tied = _leftovers(folder, files, config, used, model)
     check_shapes(config, {name: tensor.shape for name, tensor in model.items()}, folder)
     entries = [
@@ -135,11 +138,14 @@ def _assemble(
             f"`{folder}` lacks {', '.join(f'`{name}`' for name in missing[:4])}{more}",
             "its files are incomplete, or `config.json` belongs to another model",
         )
+    ends: dict[str, int] = {}
+    for row in rows:
+        ends[row.theirs] = max(ends.get(row.theirs, 0), row.start + row.rows)
     for row in rows:
         tensor = tensors[row.theirs]
         tensor = tensor.transposed() if row.transposed else tensor
         wanted = shapes[row.ours][1:]
-        if not tensor.shape or tensor.shape[0] < row.start + row.rows or tensor.shape[1:] != wanted:
+        if not tensor.shape or tensor.shape[0] != ends[row.theirs] or tensor.shape[1:] != wanted:
             raise CheckpointError(
                 f"`{folder}`: `{row.theirs}` has shape {list(tensors[row.theirs].shape)}, not what `config.json` says",
                 "its files are damaged, or `config.json` belongs to another model",

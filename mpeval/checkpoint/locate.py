@@ -48,7 +48,11 @@ def locate(path: Path) -> Location:
     Raises:
         CheckpointError: nothing there, no tracker, another format, or shards missing from the grid.
     """
-    if not path.exists():
+    try:
+        there = path.exists()
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"no such checkpoint: {str(error)[:100]}", "give the path of a folder") from error
+    if not there:
         raise CheckpointError(f"no such checkpoint: `{path}` does not exist", _neighbours(path))
     if path.is_file():
         if path.name not in MODEL_FILES and not _is_hugging_face(path.parent) and not _is_dist(path.parent):

@@ -13,8 +13,11 @@ from pathlib import Path
 
 from mpeval.checkpoint.stored import AGAIN, ITEM_SIZES, StoredTensor
 from mpeval.checkpoint.torchzip import Planned, bytes_of
-from mpeval.errors import CheckpointError
+from mpeval.checkpoint.unpickle import DIMENSIONS
+from mpeval.errors import CheckpointError, shown
 
+HEADER_BYTES = 100 << 20
+"""The library accepts no longer header either."""
 DTYPES = {
     "F64": "float64",
     "F32": "float32",
@@ -38,30 +41,50 @@ def open_safetensors(path: Path) -> dict[str, StoredTensor]:
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > size - 8:
+        if size < 8 or length > min(size - 8, HEADER_BYTES):
             raise CheckpointError(f"`{path}` is truncated, or no safetensors file", AGAIN)
         raw = file.read(length)
     try:
-        header = json.loads(raw)
-        items = {str(name): item for name, item in header.items() if name != "__metadata__"}
-        return {name: _tensor(path, item, 8 + length, size) for name, item in items.items()}
+        header = json.loads(raw.decode("utf-8"), object_pairs_hook=_once)
+        items = {name: item for name, item in header.items() if name != "__metadata__"}
+        found = {name: _tensor(path, item, 8 + length) for name, item in items.items()}
+        _check_places(list(found.values()), 8 + length, size)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"`{path}` has a damaged header: {str(error)[:200]}", AGAIN) from error
+        raise CheckpointError(f"`{path}` has a header of another file: {str(error)[:200]}", AGAIN) from error
+    return found
 
 
-def _tensor(path: Path, item: Mapping[str, object], start: int, size: int) -> StoredTensor:
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Make an object of pairs; a key that comes twice has no meaning."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise ValueError("a name stands in it twice")
+    return made
+
+
+def _tensor(path: Path, item: Mapping[str, object], start: int) -> StoredTensor:
     dtype, shape, offsets = item["dtype"], item["shape"], item["data_offsets"]
     if dtype not in DTYPES:
-        raise ValueError(f"dtype {dtype} is not one of {', '.join(DTYPES)}")
-    if not isinstance(shape, list) or not isinstance(offsets, list) or len(offsets) != 2:
+        raise ValueError(f"dtype {shown(dtype)} is not one of {', '.join(DTYPES)}")
+    if not isinstance(shape, list) or not isinstance(offsets, list) or len(offsets) != 2 or len(shape) > DIMENSIONS:
         raise ValueError("a tensor has no shape or no offsets")
-    if not all(isinstance(number, int) and number >= 0 for number in (*shape, *offsets)):
+    if not all(type(number) is int and number >= 0 for number in (*shape, *offsets)):
         raise ValueError("a size is not a whole number")
     low, high = offsets
-    if high - low != prod(shape) * ITEM_SIZES[DTYPES[str(dtype)]] or start + high > size:
-        raise ValueError(f"a tensor of shape {shape} is not where the header says")
+    if high - low != prod(shape) * ITEM_SIZES[DTYPES[str(dtype)]]:
+        raise ValueError(f"a tensor of shape {shape} is not of the size that the header says")
     stride = tuple(prod(shape[dim + 1 :]) for dim in range(len(shape)))
     return StoredTensor(path=path, start=start + low, shape=tuple(shape), stride=stride, dtype=DTYPES[str(dtype)])
+
+
+def _check_places(tensors: list[StoredTensor], start: int, size: int) -> None:
+    """Refuse tensors that overlap, leave holes, or end elsewhere than the file."""
+    for tensor in sorted(tensors, key=lambda tensor: (tensor.start, tensor.elements)):
+        if tensor.start != start:
+            raise ValueError("its tensors overlap or leave holes")
+        start += tensor.elements * ITEM_SIZES[tensor.dtype]
+    if start != size:
+        raise ValueError(f"its tensors end at byte {start} of {size}")
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Planned]) -> None:

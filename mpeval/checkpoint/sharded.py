@@ -107,7 +107,11 @@ class ShardedCheckpoint:
         for bounds in left.chunks():
             ours, theirs = left.peek(bounds), right.peek(bounds)
             if not ours.view(torch.uint8).equal(theirs.view(torch.uint8)):
-                far = (ours.double() - theirs.double()).abs().masked_fill_(ours.isnan() & theirs.isnan(), 0.0)
+                far = (
+                    (ours.double() - theirs.double())
+                    .abs()
+                    .masked_fill_((ours == theirs) | (ours.isnan() & theirs.isnan()), 0.0)
+                )
                 gap = max(gap, far.nan_to_num(float("inf")).max().item())
         if gap:
             yield CheckpointError(
