@@ -13,12 +13,12 @@ from typing import Any, Literal, get_args
 from mpeval import __version__
 from mpeval.checkpoint.dist_write import fill_dist
 from mpeval.checkpoint.examine import digests, refuse_different, refuse_overflow, settings_that_differ
-from mpeval.checkpoint.hugging_write import fill_hugging_face, not_expressed
+from mpeval.checkpoint.hugging_write import fill_hugging_face, hugging_kind, not_expressed
 from mpeval.checkpoint.locate import locate
 from mpeval.checkpoint.open import open_checkpoint
 from mpeval.checkpoint.sharded import ShardedCheckpoint, combine_digests
 from mpeval.checkpoint.weights import StoredWeights
-from mpeval.checkpoint.write import fill_megatron, write_tracker
+from mpeval.checkpoint.write import fill_megatron, refuse_order, write_tracker
 from mpeval.errors import CheckpointError, MpevalError, OutputError, UsageError
 from mpeval.folders import new_folder, unwritable, write_atomically
 
@@ -187,6 +187,10 @@ def _refuse_impossible(opened: ShardedCheckpoint, format: Target, tp: int, pp: i
     """Refuse sizes that cannot be, before anything is read or written."""
     if format == "huggingface" and (tp, pp) != (1, 1):
         raise UsageError("a Hugging Face folder has no ranks", "leave out `--tp` and `--pp`")
+    if format == "huggingface":
+        hugging_kind(opened.config)
+    elif format != "megatron":
+        refuse_order(opened.config)
     if tp < 1 or pp < 1:
         raise UsageError(f"{tp} tensor ranks and {pp} stages are no layout", "give 1 or more")
     opened.config.check_ranks(tp)
