@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -14,11 +15,14 @@ from typing import IO, Any
 
 from mpeval.checkpoint import oldfile
 from mpeval.checkpoint.stored import AGAIN, ITEM_SIZES, StoredTensor
-from mpeval.checkpoint.unpickle import Attempt, StorageRef, TensorRef, accept, attempt
+from mpeval.checkpoint.unpickle import Attempt, StorageRef, TensorRef, accept, attempt, open_file, printable
 from mpeval.errors import CheckpointError, shown
 
 DIRECTORY_BYTES = 16 << 20
-"""A zip directory of this size has room for 200,000 tensors; a larger one is an attack on memory."""
+"""A zip directory of this size has room for 100,000 tensors; a larger one is an attack on memory."""
+ENTRIES = 20_000
+"""So many entries every zip file may have; a larger file may have one more for each `BYTES_AN_ENTRY` of it."""
+BYTES_AN_ENTRY = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +41,7 @@ class Window(io.RawIOBase):
         """Look at bytes `start` to `start + length` of `file`."""
         super().__init__()
         self.file, self.start, self.length, self.at = file, start, length, 0
+        self.checks_directory = False
 
     def readable(self) -> bool:
         """Say yes."""
@@ -58,14 +63,30 @@ class Window(io.RawIOBase):
         self.at = base + offset
         return self.at
 
+    def read(self, size: int | None = -1) -> bytes:
+        """Read what the window still has, without reserving memory for what it has not.
+
+        Raises:
+            ValueError: with `checks_directory`, for what would be a zip directory that takes too much memory.
+        """
+        left = max(0, self.length - self.at)
+        wanted = left if size is None or size < 0 else min(size, left)
+        if wanted == 0:
+            return b""
+        if self.checks_directory and wanted > DIRECTORY_BYTES:
+            raise ValueError(f"a zip directory of {wanted} bytes, which no checkpoint needs")
+        self.file.seek(self.start + self.at)
+        data = self.file.read(wanted)
+        self.at += len(data)
+        if self.checks_directory and data.count(b"PK\x01\x02") > ENTRIES + self.length // BYTES_AN_ENTRY:
+            raise ValueError(f"a zip directory of {data.count(b'PK')} entries, too many for {self.length} bytes")
+        return data
+
     def readinto(self, buffer: Any) -> int:
         """Read what the window still has."""
         view = memoryview(buffer)
-        wanted = max(0, min(len(view), self.length - self.at))
-        self.file.seek(self.start + self.at)
-        data = self.file.read(wanted)
+        data = self.read(len(view))
         view[: len(data)] = data
-        self.at += len(data)
         return len(data)
 
 
@@ -86,6 +107,8 @@ def open_torch_file(path: Path, start: int = 0, length: int | None = None) -> To
         value = places.resolve(accepted.value)
     except RecursionError:
         raise CheckpointError(f"`{path}` nests its values too deeply for a checkpoint", AGAIN) from None
+    except OSError as error:
+        raise CheckpointError(f"`{path}` cannot be read: {error}", AGAIN) from error
     return TorchFile(path=path, value=value, globals=accepted.globals)
 
 
@@ -96,59 +119,82 @@ def attempt_torch_file(path: Path, start: int = 0, length: int | None = None) ->
 
 def _decode(path: Path, start: int, length: int | None) -> tuple[Attempt, _Places]:
     try:
-        with path.open("rb") as file:
-            size = path.stat().st_size
+        with open_file(path) as file:
+            size = os.fstat(file.fileno()).st_size
             window = Window(file, start, size - start if length is None else length)
             if start < 0 or window.length < 0 or start + window.length > size:
                 raise CheckpointError(f"`{path}` is truncated: its {size} bytes end before what is named in it", AGAIN)
             head = window.read(64) or b""
-            if oldfile.MAGIC in head:
+            # as torch does: a file that does not begin as a zip is a pickle, whatever its end looks like
+            is_zip = head.startswith(b"PK\x03\x04")
+            if oldfile.MAGIC in head and not is_zip:
                 made, start_of = oldfile.decode(path, window)
                 return made, _Places(path, start, window.length, start_of)
-            if not zipfile.is_zipfile(window):
+            if not is_zip or not zipfile.is_zipfile(window):
                 raise _not_a_container(path, head, window.length)
-            _check_directory(path, window)
-            with zipfile.ZipFile(window) as archive:
+            with open_archive(window) as archive:
                 return _decode_zip(path, window, archive)
-    # A damaged directory makes zipfile raise any of these, according to which byte is wrong.
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, RuntimeError, LookupError) as error:
-        raise CheckpointError(f"`{path}` is damaged: {str(error)[:200]}", AGAIN) from error
+    except DAMAGED as error:
+        raise CheckpointError(f"`{path}` is damaged: {printable(str(error))}", AGAIN) from error
 
 
-def _check_directory(path: Path, window: Window) -> None:
-    """Refuse a zip directory that would take more memory than it can be worth, before it is parsed."""
-    window.seek(max(0, window.length - (1 << 16) - 22))
-    tail = window.read() or b""
-    at = tail.rfind(b"PK\x05\x06")
-    size = int.from_bytes(tail[at + 12 : at + 16], "little")
-    if size == 0xFFFFFFFF and (wide := tail.rfind(b"PK\x06\x06")) >= 0:
-        size = int.from_bytes(tail[wide + 40 : wide + 48], "little")
-    if size > DIRECTORY_BYTES:
-        raise CheckpointError(f"`{path}` has a zip directory of {size} bytes, which no checkpoint needs", AGAIN)
+# A damaged directory makes zipfile raise any of these, according to which byte is wrong.
+DAMAGED = (
+    *(zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, RuntimeError, LookupError, OverflowError),
+    *(struct.error, TypeError),
+)
+
+
+def open_archive(window: Window) -> zipfile.ZipFile:
+    """Parse a zip directory, unless it would take more memory than it can be worth.
+
+    Raises:
+        BadZipFile: or any other of `DAMAGED`, for a damaged or too large directory.
+    """
+    window.checks_directory = True
+    try:
+        return zipfile.ZipFile(window)
+    finally:
+        window.checks_directory = False
+
+
+def _entries(path: Path, archive: zipfile.ZipFile) -> dict[str, tuple[zipfile.ZipInfo, int]]:
+    """Return every entry by its name, with the offset that its data must end before."""
+    ordered = sorted(archive.infolist(), key=lambda info: info.header_offset)
+    ends = [info.header_offset for info in ordered[1:]] + [archive.start_dir]
+    found: dict[str, tuple[zipfile.ZipInfo, int]] = {}
+    for info, end in zip(ordered, ends, strict=True):
+        name = shown(printable(info.filename))
+        if ".." in info.filename.split("/") or info.filename.startswith("/") or "\\" in info.filename:
+            raise CheckpointError(f"`{path}` has a zip entry with the path `{name}`", _HOSTILE_ZIP)
+        if info.filename in found:
+            raise CheckpointError(f"`{path}` has the zip entry `{name}` twice", _HOSTILE_ZIP)
+        if info.header_offset < 0 or info.header_offset + _LOCAL + len(info.filename) + info.compress_size > end:
+            raise CheckpointError(f"`{path}` is damaged: its zip entry `{name}` overlaps what follows it", AGAIN)
+        found[info.filename] = info, end
+    return found
+
+
+_LOCAL = 30
+"""Bytes of the header before an entry's name and data."""
 
 
 def _decode_zip(path: Path, window: Window, archive: zipfile.ZipFile) -> tuple[Attempt, _Places]:
-    entries: dict[str, zipfile.ZipInfo] = {}
-    for info in archive.infolist():
-        if ".." in info.filename.split("/") or info.filename.startswith("/") or "\\" in info.filename:
-            raise CheckpointError(f"`{path}` has a zip entry with the path `{shown(info.filename)}`", _HOSTILE_ZIP)
-        if info.filename in entries:
-            raise CheckpointError(f"`{path}` has the zip entry `{shown(info.filename)}` twice", _HOSTILE_ZIP)
-        entries[info.filename] = info
+    entries = _entries(path, archive)
     pickles = [name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(pickles) != 1:
         raise CheckpointError(
             f"`{path}` is a zip file but no torch checkpoint: it has {len(pickles)} `data.pkl`",
-            f"found instead: {', '.join(shown(name) for name in list(entries)[:5]) or 'nothing'}",
+            f"found instead: {', '.join(shown(printable(name)) for name in list(entries)[:5]) or 'nothing'}",
         )
     prefix = pickles[0].removesuffix("data.pkl")
     order = entries.get(prefix + "byteorder")
-    if order is not None and _plain_bytes(path, window, archive, order) != b"little":
+    if order is not None and _plain_bytes(path, window, archive, order[0]) != b"little":
         raise CheckpointError(f"`{path}` was written on a big-endian machine", "save it again on a little-endian one")
-    data = _plain_bytes(path, window, archive, entries[pickles[0]])
+    data = _plain_bytes(path, window, archive, entries[pickles[0]][0])
 
     def start_of(storage: StorageRef) -> int:
-        return _zip_storage(path, window, entries.get(f"{prefix}data/{storage.key}"), storage)
+        return _zip_storage(path, window.start, entries.get(f"{prefix}data/{storage.key}"), storage)
 
     made = attempt(io.BytesIO(data), window.length)
     return made, _Places(path, window.start, window.length, start_of)
@@ -162,23 +208,30 @@ def _plain_bytes(path: Path, window: Window, archive: zipfile.ZipFile, info: zip
     plain = info.compress_type == zipfile.ZIP_STORED and info.file_size == info.compress_size
     if not plain or info.file_size > window.length:
         raise CheckpointError(
-            f"`{path}` has the entry `{shown(info.filename)}` compressed, to {info.file_size} bytes", _HOSTILE_ZIP
+            f"`{path}` has the entry `{shown(printable(info.filename))}` compressed, to {info.file_size} bytes",
+            _HOSTILE_ZIP,
         )
     return archive.read(info)
 
 
-def _zip_storage(path: Path, window: Window, entry: zipfile.ZipInfo | None, storage: StorageRef) -> int:
-    """Return where in the window a storage's data begins, from its local header: name and padding decide."""
+def _zip_storage(path: Path, base: int, found: tuple[zipfile.ZipInfo, int] | None, storage: StorageRef) -> int:
+    """Return where after `base` a storage's data begins, from its local header: name and padding decide."""
     needed = storage.elements * ITEM_SIZES[storage.dtype]
-    if entry is None or entry.compress_type != zipfile.ZIP_STORED or entry.file_size < needed:
-        found = "is missing" if entry is None else "is compressed or too short"
-        raise CheckpointError(f"`{path}` is damaged: the data of tensor storage `{shown(storage.key)}` {found}", AGAIN)
-    with path.open("rb") as file:
-        header = os.pread(file.fileno(), 30, window.start + entry.header_offset)
-    if len(header) != 30 or not header.startswith(b"PK\x03\x04"):
-        raise CheckpointError(f"`{path}` is damaged: a zip entry has no header", AGAIN)
+    key = shown(printable(storage.key))
+    if found is None:
+        raise CheckpointError(f"`{path}` is damaged: the data of tensor storage `{key}` is missing", AGAIN)
+    entry, end = found
+    if entry.compress_type != zipfile.ZIP_STORED or entry.file_size < needed:
+        raise CheckpointError(
+            f"`{path}` is damaged: the data of tensor storage `{key}` is compressed or too short", AGAIN
+        )
+    with open_file(path) as file:
+        header = os.pread(file.fileno(), _LOCAL, base + entry.header_offset)
     name, extra = int.from_bytes(header[26:28], "little"), int.from_bytes(header[28:30], "little")
-    return entry.header_offset + 30 + name + extra
+    start = entry.header_offset + _LOCAL + name + extra
+    if len(header) != _LOCAL or not header.startswith(b"PK\x03\x04") or start + entry.file_size > end:
+        raise CheckpointError(f"`{path}` is damaged: the data of tensor storage `{key}` has no place of its own", AGAIN)
+    return start
 
 
 def _not_a_container(path: Path, head: bytes, size: int) -> CheckpointError:
@@ -198,7 +251,7 @@ class _Places:
 
     def __init__(self, path: Path, base: int, size: int, start_of: Callable[[StorageRef], int]) -> None:
         self.path, self.base, self.size, self.start_of = path, base, size, start_of
-        self.starts: dict[str, int] = {}
+        self.starts: dict[StorageRef, int] = {}
         self.resolved: dict[int, Any] = {}
         self.described = 0
 
@@ -235,7 +288,8 @@ class _Places:
             )
         item = ITEM_SIZES[ref.storage.dtype]
         self.described += elements * item
-        if elements > ref.storage.elements or self.described > 2 * self.size + (1 << 20):
+        # small views that repeat values are legitimate, and read as torch reads them
+        if self.described > 2 * self.size + (1 << 20):
             raise CheckpointError(
                 f"`{self.path}` describes larger tensors than it holds, down to one of shape {list(ref.shape)}",
                 "a weight has a place of its own for each of its values; get the file again from a source you trust",
@@ -249,9 +303,9 @@ class _Places:
         )
 
     def _storage_start(self, storage: StorageRef) -> int:
-        if storage.key not in self.starts:
+        if storage not in self.starts:  # not its key alone: two references may differ in what they claim
             start = self.start_of(storage)
             if start + storage.elements * ITEM_SIZES[storage.dtype] > self.size:
                 raise CheckpointError(f"`{self.path}` is truncated", AGAIN)
-            self.starts[storage.key] = start
-        return self.starts[storage.key]
+            self.starts[storage] = start
+        return self.starts[storage]

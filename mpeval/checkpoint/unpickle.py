@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import stat
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
@@ -26,6 +27,13 @@ _operator functools itertools inspect types.FunctionType types.CodeType tempfile
 profile pdb bdb trace commands popen2 signal.signal atexit gc urllib http ftplib smtplib requests torch.hub
 torch.load torch.serialization torch.utils.cpp_extension torch._inductor torch._dynamo torch.jit numpy.testing
 numpy.distutils numpy.f2py numpy.load distutils setuptools pip
+io.open_code io.FileIO _io.open _io.open_code _io.FileIO _posixsubprocess _socket ssl _ssl _winapi winreg msvcrt
+_frozen_importlib _frozen_importlib_external _imp zipimport pkgutil ensurepip venv doctest idlelib
+lib2to3 linecache fileinput zipfile tarfile mmap sqlite3 telnetlib xmlrpc wsgiref socketserver logging.config
+joblib pandas.read_pickle pandas.eval numexpr aiohttp paramiko numpy.fromfile numpy.loadtxt
+numpy.savetxt numpy.lib.npyio numpy.lib.utils torch.package torch.multiprocessing
+torch.distributed.run torch.distributed.launch torch.distributed.elastic
+types.MethodType shelve copyreg.add_extension _testcapi
 """
 HOSTILE_MODULES = frozenset(_HOSTILE.split())
 """Modules (or single `module.name`s) that no checkpoint needs and that run code or touch the system."""
@@ -49,13 +57,45 @@ def is_hostile(name: str) -> bool:
     return any(".".join(parts[:end]) in HOSTILE_MODULES for end in range(1, len(parts) + 1))
 
 
+class _Copies:
+    """How many values may still be copied: a file can name one long list a thousand times."""
+
+    __slots__ = ("left",)
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+    def take(self, count: int) -> None:
+        """Count some copies.
+
+        Raises:
+            UnpicklingError: more than the length of the pickle can explain.
+        """
+        self.left -= count
+        if self.left < 0:
+            raise pickle.UnpicklingError("the same values are copied over and over")
+
+
+class _Qualified:
+    """The name of the class that the file asked for, of the stub and its class; the file can set no other."""
+
+    def __get__(self, made: Stub | None, kind: type[Stub]) -> str:
+        return kind._name
+
+    def __set__(self, made: Stub, value: object) -> NoReturn:
+        raise AttributeError("the name of a stub's class is fixed")
+
+
 class Stub:
     """An inert stand-in for an object of a class that is not imported; keeps arguments and state."""
 
-    qualified = "?"
+    qualified = _Qualified()
+    _name = "?"
+    _copies = _Copies(0)
 
     def __new__(cls, *args: object, **kwargs: object) -> Stub:
         """Record the constructor's arguments."""
+        cls._copies.take(len(args) + len(kwargs))
         made = super().__new__(cls)
         made.__dict__["stub_args"] = args
         made.__dict__["stub_kwargs"] = kwargs
@@ -67,7 +107,8 @@ class Stub:
     def __setstate__(self, state: object) -> None:
         """Keep the state: a dictionary as attributes, anything else as `stub_state`."""
         if isinstance(state, dict):
-            self.__dict__.update({str(key): value for key, value in state.items()})
+            type(self)._copies.take(len(state))
+            self.__dict__.update({key if isinstance(key, str) else shown(key): state[key] for key in state})
         else:
             self.__dict__["stub_state"] = state
 
@@ -123,21 +164,45 @@ STORAGES = {
     "ByteStorage": "uint8",
     "BoolStorage": "bool",
 }
-
-
+OTHER_SIZES = {"complex64": 8, "complex128": 16, "qint8": 1, "quint8": 1, "qint32": 4, "quint4x2": 1, "untyped": 1}
+"""Element sizes of storages that no weight is in: tensors of them are stubs."""
+_OTHER_STORAGES = {
+    "ComplexFloatStorage": "complex64",
+    "ComplexDoubleStorage": "complex128",
+    "QInt8Storage": "qint8",
+    "QUInt8Storage": "quint8",
+    "QInt32Storage": "qint32",
+    "QUInt4x2Storage": "quint4x2",
+    "UntypedStorage": "untyped",
+}
 DIMENSIONS = 16
 """No weight has more; torch allows 64."""
 
 
-def _rebuild_tensor(storage: object, offset: object, shape: object, stride: object, *_: object) -> TensorRef:
+class _OtherTensor(Stub):
+    """A tensor of a dtype that no weight has."""
+
+    _name = "torch.Tensor"
+
+
+def _rebuild_tensor(storage: object, offset: object, shape: object, stride: object, *_: object) -> TensorRef | Stub:
     sizes, strides = _numbers(shape), _numbers(stride)
     if not isinstance(storage, StorageRef) or not isinstance(offset, int) or len(sizes) != len(strides):
         raise pickle.UnpicklingError("a tensor is described in a way no torch version writes")
+    if storage.dtype in OTHER_SIZES:
+        return _OtherTensor()
     return TensorRef(storage=storage, offset=offset, shape=sizes, stride=strides)
 
 
 def _first(data: object, *_: object) -> object:
     return data
+
+
+def _rebuild_from_type(function: object, _kind: object, arguments: object, *_: object) -> object:
+    """Return a tensor or parameter that has attributes, without these."""
+    if not isinstance(function, _StandIn) or not isinstance(arguments, tuple):
+        return _OtherTensor()
+    return function(*arguments)
 
 
 def _numbers(value: object) -> tuple[int, ...]:
@@ -158,10 +223,19 @@ class _StandIn:
         object.__setattr__(self, "call", call)
 
     def __call__(self, *args: object) -> object:
+        if len(args) > DIMENSIONS:
+            raise pickle.UnpicklingError(f"a function of torch is called with {len(args)} arguments")
         return self.call(*args)
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
-        raise AttributeError(f"a pickle tried to set `{name}` of a function")
+        raise AttributeError(f"a pickle tried to set `{shown(name)}` of a function")
+
+
+class _Ordered(OrderedDict[Any, Any]):
+    """An ordered dictionary that drops the attributes a file gives it: one could take the place of `items`."""
+
+    def __setstate__(self, state: object) -> None:
+        """Keep nothing."""
 
 
 class _Inert(pickle.Unpickler):
@@ -172,40 +246,50 @@ class _Inert(pickle.Unpickler):
         self.globals: dict[str, None] = {}
         self._stubs: dict[str, type[Stub]] = {}
         self.storages: list[StorageRef] = []
-        self._copied = len(data)
+        copies = self._copies = _Copies(_FEW + len(data) // 4)
+
+        def ordered(items: object = ()) -> _Ordered:
+            if not isinstance(items, tuple | list):
+                raise pickle.UnpicklingError("an ordered dictionary is made of something other than pairs")
+            copies.take(len(items))
+            # the hash of a tuple is computed anew each time, and is as long as what the tuple unfolds to
+            if any(not isinstance(pair, tuple | list) or isinstance(pair[0], tuple) for pair in items):
+                raise pickle.UnpicklingError("an ordered dictionary has something other than names for keys")
+            return _Ordered(items)
+
         self._known: dict[str, Callable[..., object]] = {
-            "collections.OrderedDict": _StandIn(self._ordered),
+            "collections.OrderedDict": _StandIn(ordered),
             "torch.Size": _StandIn(_numbers),
             "torch._utils._rebuild_tensor": _StandIn(_rebuild_tensor),
             "torch._utils._rebuild_tensor_v2": _StandIn(_rebuild_tensor),
             "torch._utils._rebuild_parameter": _StandIn(_first),
+            "torch._utils._rebuild_parameter_with_state": _StandIn(_first),
+            "torch._tensor._rebuild_from_type_v2": _StandIn(_rebuild_from_type),
             "torch.serialization._get_layout": _StandIn(_first),
         }
 
-    def _ordered(self, items: object = ()) -> OrderedDict[Any, Any]:
-        """Copy the pairs an ordered dictionary is made of; what all copies take is bounded by the pickle's length."""
-        if not isinstance(items, tuple | list):
-            raise pickle.UnpicklingError("an ordered dictionary is made of something other than pairs")
-        self._copied -= len(items)
-        if self._copied < 0:
-            raise pickle.UnpicklingError("the same values are copied over and over")
-        return OrderedDict(items)
-
     def find_class(self, module: str, name: str) -> Any:
-        qualified = f"{module}.{name}"
+        qualified = printable(f"{module}.{name}")
         self.globals.setdefault(qualified)
+        if len(module) + len(name) > _LONGEST:
+            raise pickle.UnpicklingError(f"a name of {len(module) + len(name)} letters")
         if known := self._known.get(qualified):
             return known
         if module in {"torch", "torch.storage"} and name in STORAGES:
             return StorageKind(STORAGES[name])
+        if module in {"torch", "torch.storage"} and name in _OTHER_STORAGES:
+            return StorageKind(_OTHER_STORAGES[name])
         if module == "torch" and name in _DTYPES:
             return name
         if qualified not in self._stubs:
-            self._stubs[qualified] = type(name, (Stub,), {"qualified": qualified})
+            self._stubs[qualified] = type(name, (Stub,), {"_name": qualified, "_copies": self._copies})
         return self._stubs[qualified]
 
-    def persistent_load(self, pid: Any) -> StorageRef:
+    def persistent_load(self, pid: Any) -> Any:
         match pid:
+            # the class of a pickled module, and its source, before torch 1.6
+            case ("module", type() as kind, _, _):
+                return kind
             # files of before 2018 add a view of the storage, here (key, offset, size)
             case ("storage", StorageKind(), str(key), str(), int(), (str(), int(), int())):
                 raise pickle.UnpicklingError(f"storage `{shown(key)}` is a view of another, as before torch 0.4")
@@ -216,6 +300,23 @@ class _Inert(pickle.Unpickler):
 
 
 _DTYPES = frozenset(STORAGES.values())
+_FEW = 1 << 16
+"""So many values every file may have copied."""
+_LONGEST = 300
+"""Letters of the longest name of a class."""
+_LISTED = 20
+"""Hostile names that an error lists."""
+# A broken or crafted stream can raise nearly anything; all of it means the same to the caller.
+_BROKEN = (
+    *(pickle.UnpicklingError, EOFError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError),
+    *(MemoryError, RuntimeError, ImportError, SystemError),
+)
+
+
+def printable(text: str) -> str:
+    """Return a short text for one out of a file, safe for any terminal."""
+    short = text[:_LONGEST]
+    return short if short.isprintable() else short.encode("unicode_escape").decode("ascii")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -253,24 +354,25 @@ def attempt(stream: IO[bytes], size: int) -> Attempt:
 def _attempt(stream: IO[bytes], size: int) -> Attempt:
     begin = stream.tell()
     seen = walk(stream, size)
-    names, value, failure = dict(seen.globals), None, seen.failure
+    names, value, failure = {printable(name) for name in seen.globals}, None, seen.failure
     storages: list[StorageRef] = []
     if failure is None:
         stream.seek(begin)
         reader = _Inert(stream.read(seen.end - begin))
         try:
             value = reader.load()
-        # A broken or crafted stream can raise nearly anything here; all of it means the same to the caller.
-        except (pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-            failure = f"{type(error).__name__}: {str(error)[:200]}"
-        except (OverflowError, MemoryError, RecursionError, ImportError) as error:
-            failure = f"{type(error).__name__}: {str(error)[:200]}"
-        names |= reader.globals
+        except _BROKEN as error:
+            failure = f"{type(error).__name__}: {error}"
+        names |= reader.globals.keys()
         storages = reader.storages
         stream.seek(seen.end)
     hostile = tuple(sorted(name for name in names if is_hostile(name)))
     return Attempt(
-        value=value, globals=tuple(sorted(names)), hostile=hostile, failure=failure, storages=tuple(storages)
+        value=value,
+        globals=tuple(sorted(names)),
+        hostile=hostile,
+        failure=None if failure is None else printable(failure),
+        storages=tuple(storages),
     )
 
 
@@ -281,8 +383,10 @@ def accept(made: Attempt, path: Path) -> Unpickled:
         CheckpointError: it names a hostile global (all are listed), or cannot be decoded.
     """
     if made.hostile:
+        names = ", ".join(f"`{name}`" for name in made.hostile[:_LISTED])
+        more = f" and {len(made.hostile) - _LISTED} more" if len(made.hostile) > _LISTED else ""
         raise CheckpointError(
-            f"`{path}` is refused: its pickle names {', '.join(f'`{name}`' for name in made.hostile)}",
+            f"`{path}` is refused: its pickle names {names}{more}",
             "no checkpoint needs these; nothing was executed. Get the file again from a source you trust",
         )
     if made.failure is not None:
@@ -307,6 +411,27 @@ INDEX_FACTOR = 16
 
 
 def read_pickle(path: Path) -> Unpickled:
-    """Decode a file that is one bare pickle, such as the index of PyTorch DCP."""
-    data = path.read_bytes()
-    return unpickle(data, path, INDEX_FACTOR * len(data))
+    """Decode a file that is one bare pickle, such as the index of PyTorch DCP.
+
+    Raises:
+        CheckpointError: no such file, or the pickle is hostile or damaged.
+    """
+    with open_file(path) as file:
+        data = file.read()
+    return unpickle(data, path, len(data) * INDEX_FACTOR)
+
+
+def open_file(path: Path) -> IO[bytes]:
+    """Open a file for reading, if it is one: a pipe would keep the reader waiting.
+
+    Raises:
+        CheckpointError: it does not exist, may not be read, or is no regular file.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise CheckpointError(f"`{path}` is no regular file", "give a file, or the folder of a checkpoint")
+        return path.open("rb")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"`{path}` cannot be read: {error}", "check that it exists and that you may read it"
+        ) from error

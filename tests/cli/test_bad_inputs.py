@@ -94,6 +94,11 @@ def hostile() -> None:
         archive.writestr("archive/data.pkl", pickle.dumps({"model": {}, "args": Hostile()}, protocol=2))
 
 
+def other_zip() -> None:
+    with zipfile.ZipFile(shard_file(Path("tp1")), "w") as archive:
+        archive.writestr("notes.txt", "nothing of torch's")
+
+
 def other_run() -> None:
     run_here(f"{EVALUATE} --output out --quiet")
 
@@ -301,9 +306,9 @@ FILES = [
     Row(
         name="zip of something else",
         command=EVALUATE,
-        spoil=lambda: zipfile.ZipFile(shard_file(Path("tp1")), "w").close(),
+        spoil=other_zip,
         error="is a zip file but no torch checkpoint",
-        hint="found instead: nothing",
+        hint="found instead: notes.txt",
     ),
     Row(
         name="hostile pickle",
