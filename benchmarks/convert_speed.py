@@ -1,9 +1,10 @@
 """Resharding a classic checkpoint of 1 GB from tp 2 to tp 4, against `cp -r` of the same files on the same disk.
 
 Run: `python benchmarks/convert_speed.py [--rounds N] [--folder DIR]`.  Each round times, in turning order: `cp -r`;
-the same with a sync of what it wrote, as a conversion syncs its files before it renames them; the rewriting alone; one
-digest of every tensor; and the whole command `mpeval convert` as a process of its own, which starts Python and torch,
-compares copies, digests every tensor before and after, rewrites and syncs.  The page cache is warm for all of them.
+the same with a sync of what it wrote, as a conversion syncs its files before it renames them; the rewriting alone, also
+with and without a sync; one digest of every tensor; and the whole command `mpeval convert` as a process of its own,
+which starts Python and torch, compares copies, digests every tensor before and after, rewrites and syncs.  The page
+cache is warm for all of them.
 """
 
 from __future__ import annotations
@@ -65,10 +66,12 @@ def contenders(source: Path, target: Path) -> dict[str, Callable[[], object]]:
         if sync:
             synced(target)
 
-    def rewritten() -> None:
+    def rewritten(sync: bool) -> None:
         opened = open_checkpoint(source)
         target.mkdir()
         fill_megatron(target, StoredWeights(opened, opened.config), tp=4)
+        if sync:
+            synced(target)
 
     def hashed() -> None:
         target.mkdir()
@@ -77,7 +80,8 @@ def contenders(source: Path, target: Path) -> dict[str, Callable[[], object]]:
     return {
         "cp -r": lambda: copied(sync=False),
         "cp -r, synced": lambda: copied(sync=True),
-        "reshard": rewritten,
+        "reshard": lambda: rewritten(sync=False),
+        "reshard, synced": lambda: rewritten(sync=True),
         "digests, once": hashed,
         "mpeval convert --tp 4": lambda: subprocess.run([*command, "--tp", "4", "--quiet"], check=True),
     }
@@ -99,10 +103,13 @@ def main() -> None:
             for name, run in work[number % len(work) :] + work[: number % len(work)]:
                 seconds[name].append(timed(run, target))
     print(f"{size / 1e9:.2f} GB, tp 2, medians of {options.rounds} rounds")
-    base = statistics.median(seconds["cp -r"])
+    plain, durable = (statistics.median(seconds[name]) for name in ("cp -r", "cp -r, synced"))
+    print(f"{'':24} {'':8} {'':12} of cp  of cp, synced")
     for name, found in seconds.items():
         median = statistics.median(found)
-        print(f"{name:24} {median:6.2f} s {size / median / 1e6:7.0f} MB/s {base / median:6.2f} of cp's speed")
+        print(
+            f"{name:24} {median:6.2f} s {size / median / 1e6:7.0f} MB/s {plain / median:6.2f} {durable / median:6.2f}"
+        )
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
-import zipfile
+import struct
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -15,7 +15,6 @@ import torch
 
 ALIGNMENT = 64
 """Tensor data begins at multiples of this, as torch writes it."""
-_EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
 @dataclass(eq=False, kw_only=True)
@@ -74,28 +73,68 @@ def _storage_kind(dtype: torch.dtype) -> type:
     return kinds[dtype]
 
 
-class _Window(io.RawIOBase):
-    """A file's end as a file of its own: offsets inside the zip count from where it begins."""
+class _StoredZip:
+    """Writes a zip file of uncompressed entries at a file's position, each from parts that follow one another.
+
+    Python's zipfile does this too, with a checksum that takes most of the time of copying a checkpoint.
+    """
 
     def __init__(self, file: IO[bytes]) -> None:
-        super().__init__()
         self.file, self.start = file, file.tell()
+        self.directory: list[bytes] = []
 
-    def writable(self) -> bool:
-        return True
+    def add(self, name: str, size: int, parts: Iterable[bytes | memoryview]) -> None:
+        """Write one entry of `size` bytes, its header padded so that the data is aligned; the checksum comes last."""
+        from isal import isal_zlib
 
-    def seekable(self) -> bool:
-        return True
+        begin = self.file.tell() - self.start
+        wide = struct.pack("<HHQQ", 1, 16, size, size) if size >= LIMIT else b""
+        extra = wide + _padding(-(begin + 30 + len(name) + len(wide)) % ALIGNMENT)
+        short = _short(size)
+        self.file.write(struct.pack(_LOCAL, b"PK\3\4", *_FIXED, 0, short, short, len(name), len(extra)))
+        self.file.write(name.encode("ascii") + extra)
+        check = 0
+        for part in parts:
+            check = isal_zlib.crc32(part, check)
+            self.file.write(part)
+        end = self.file.tell()
+        self.file.seek(self.start + begin + 14)
+        self.file.write(struct.pack("<L", check))
+        self.file.seek(end)
+        self._note(name, size, begin, check)
 
-    def tell(self) -> int:
-        return self.file.tell() - self.start
+    def _note(self, name: str, size: int, begin: int, check: int) -> None:
+        """Keep the entry's line of the directory; what does not fit four bytes goes into an extra field."""
+        wide = [size, size] * (size >= LIMIT) + [begin] * (begin >= LIMIT)
+        extra = struct.pack(f"<HH{len(wide)}Q", 1, 8 * len(wide), *wide) if wide else b""
+        sizes = check, _short(size), _short(size), len(name), len(extra)
+        line = struct.pack(_CENTRAL, b"PK\1\2", _VERSION, *_FIXED, *sizes, 0, 0, 0, 0, _short(begin))
+        self.directory.append(line + name.encode("ascii") + extra)
 
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = self.start if whence == io.SEEK_SET else 0
-        return self.file.seek(offset + base, whence) - self.start
+    def close(self) -> None:
+        """Write the directory and its end."""
+        begin, count = self.file.tell() - self.start, len(self.directory)
+        size = sum(map(len, self.directory))
+        self.file.write(b"".join(self.directory))
+        if begin >= LIMIT or count >= 0xFFFF:
+            at = self.file.tell() - self.start
+            wide = (b"PK\6\6", 44, _VERSION, _VERSION, 0, 0, count, count, size, begin)
+            self.file.write(struct.pack("<4sQHHLLQQQQ", *wide) + struct.pack("<4sLQL", b"PK\6\7", 0, at, 1))
+        short = min(count, 0xFFFF)
+        self.file.write(struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, short, short, size, _short(begin), 0))
 
-    def write(self, data: Any) -> int:
-        return self.file.write(data)
+
+def _short(number: int) -> int:
+    """Return a size or offset for a field of four bytes; all ones say that the wide field has it."""
+    return number if number < LIMIT else 0xFFFFFFFF
+
+
+LIMIT = 0xFFFFFFFF
+"""Sizes and offsets from here on are written the wide way (zip64)."""
+_VERSION = 45
+_FIXED = (_VERSION, 0, 0, 0, 0x21)  # no flags, stored, midnight of 1 January 1980: equal content, equal bytes
+_LOCAL = "<4s5H3L2H"
+_CENTRAL = "<4sH5H3L5H2L"
 
 
 def write_torch_file(file: IO[bytes], content: Any) -> None:
@@ -106,13 +145,13 @@ def write_torch_file(file: IO[bytes], content: Any) -> None:
     pickled = io.BytesIO()
     pickler = _Pickler(pickled)
     pickler.dump(content)
-    window = _Window(file)
-    with zipfile.ZipFile(window, "w", zipfile.ZIP_STORED) as archive:
-        _entry(archive, window, "data.pkl", len(pickled.getbuffer()), [pickled.getbuffer()])
-        _entry(archive, window, "byteorder", 6, [b"little"])
-        for number, planned in enumerate(pickler.planned):
-            _entry(archive, window, f"data/{number}", planned.nbytes, bytes_of(planned))
-        _entry(archive, window, "version", 2, [b"3\n"])
+    archive = _StoredZip(file)
+    archive.add("archive/data.pkl", pickled.tell(), [pickled.getbuffer()])
+    archive.add("archive/byteorder", 6, [b"little"])
+    for number, planned in enumerate(pickler.planned):
+        archive.add(f"archive/data/{number}", planned.nbytes, bytes_of(planned))
+    archive.add("archive/version", 2, [b"3\n"])
+    archive.close()
 
 
 def bytes_of(planned: Planned) -> Iterator[memoryview]:
@@ -125,18 +164,6 @@ def bytes_of(planned: Planned) -> Iterator[memoryview]:
         yield part.contiguous().flatten().view(torch.uint8).numpy().data
     if total != planned.nbytes:
         raise ValueError(f"planned {planned.nbytes} bytes, made {total}")
-
-
-def _entry(archive: zipfile.ZipFile, window: _Window, name: str, size: int, data: Iterable[bytes | memoryview]) -> None:
-    """Write one stored entry, padded in its header so that the data is aligned."""
-    info = zipfile.ZipInfo(f"archive/{name}", _EPOCH)
-    large = size >= 1 << 30
-    begin = window.tell() + 30 + len(info.filename) + (20 if large else 0)
-    info.extra = _padding(-begin % ALIGNMENT)
-    info.file_size = size
-    with archive.open(info, "w", force_zip64=large) as entry:
-        for part in data:
-            entry.write(part)
 
 
 def _padding(size: int) -> bytes:
