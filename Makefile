@@ -23,6 +23,7 @@ demo: .venv/installed
 	@echo "That was a model of random weights, cut into 2 shards, on 2 local ranks. Its numbers mean nothing;"
 	@echo "open $(DEMO)/index.html to see them as a page. What to try next:"
 	@echo "  $(BIN)/mpeval inspect checkpoints/demo-gpt-random"
+	@echo "  $(BIN)/mpeval convert checkpoints/demo-gpt-random runs/converted --format huggingface"
 	@echo "  $(BIN)/mpeval tasks list"
 	@echo "  $(BIN)/mpeval evaluate YOUR_CHECKPOINT --task lambada --data YOUR_DATA --tokenizer YOUR_TOKENIZER"
 
