@@ -25,6 +25,26 @@ from mpeval.models.weights import draw_full
 torch.set_num_threads(1)  # models this small only wait for a second thread, long when the machine is busy
 
 VOCAB = 400
+TODAY: dict[str, Any] = {
+    "rope": True,
+    "norm": "rmsnorm",
+    "swiglu": True,
+    "gelu": None,
+    "kv_heads": 2,
+    "linear_bias": False,
+    "qkv_bias": False,
+    "tied": False,
+}
+"""How a GPT of today differs from `small_config`'s GPT-2."""
+BERT: dict[str, Any] = {
+    "family": "bert",
+    "tokentypes": 2,
+    "lm_head": True,
+    "pooler": True,
+    "binary_head": True,
+    "gelu": "erf",
+}
+"""How Megatron's BERT does."""
 PASSAGES = (
     "The old sailor sat by the harbour and mended his nets. Every boat that came in he knew by its",
     "She opened the window and let in the cold air of the morning. Far below a dog began to",

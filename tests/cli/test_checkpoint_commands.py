@@ -17,30 +17,22 @@ from typing import Any
 
 import pytest
 import torch
-from making import edit_shard, make_checkpoint, make_data, run_here, shard_file, small_config, tokenizer_json
+from making import (
+    BERT,
+    TODAY,
+    edit_shard,
+    make_checkpoint,
+    make_data,
+    run_here,
+    shard_file,
+    small_config,
+    tokenizer_json,
+)
 
 import mpeval
 from mpeval.config import ModelConfig
 
 Output = pytest.CaptureFixture[str]
-BERT = {
-    "family": "bert",
-    "tokentypes": 2,
-    "lm_head": True,
-    "pooler": True,
-    "binary_head": True,
-    "gelu": "erf",
-}
-TODAY = {
-    "rope": True,
-    "norm": "rmsnorm",
-    "swiglu": True,
-    "gelu": None,
-    "kv_heads": 2,
-    "linear_bias": False,
-    "qkv_bias": False,
-    "tied": False,
-}
 MODELS: dict[str, dict[str, Any]] = {
     "gpt": {},
     "gpt untied": {"tied": False},

@@ -17,7 +17,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from making import small_config
+from making import BERT, TODAY, small_config
 from torch.distributed.checkpoint import metadata
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.filesystem import _StorageInfo
@@ -30,17 +30,6 @@ from mpeval.config import ModelConfig
 from mpeval.errors import MpevalError
 
 Tensors = dict[str, torch.Tensor]
-TODAY = {
-    "rope": True,
-    "norm": "rmsnorm",
-    "swiglu": True,
-    "gelu": None,
-    "kv_heads": 2,
-    "linear_bias": False,
-    "qkv_bias": False,
-    "tied": False,
-}
-BERT = {"family": "bert", "tokentypes": 2, "lm_head": True, "pooler": True, "binary_head": True, "gelu": "erf"}
 MODELS: dict[str, dict[str, Any]] = {
     "gpt": {},
     "gpt of 12 layers": {"layers": 12},

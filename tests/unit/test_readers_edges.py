@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from making import edit_shard, run_here, shard_file, small_config
+from making import TODAY, edit_shard, run_here, shard_file, small_config
 from safetensors.torch import load_file, save_file
 
 import mpeval
@@ -28,16 +28,6 @@ from mpeval.errors import MpevalError
 
 Tensors = dict[str, torch.Tensor]
 Output = pytest.CaptureFixture[str]
-TODAY = {
-    "rope": True,
-    "norm": "rmsnorm",
-    "swiglu": True,
-    "gelu": None,
-    "kv_heads": 2,
-    "linear_bias": False,
-    "qkv_bias": False,
-    "tied": False,
-}
 CLASSES = {"family": "bert", "tokentypes": 2, "pooler": True, "gelu": "erf", "classes": 3}
 SEEN = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
