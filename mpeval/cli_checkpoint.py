@@ -91,8 +91,18 @@ def _inspection(opened: ShardedCheckpoint) -> dict[str, Any]:
         "tensors": {name: list(tensor.shape) for name, tensor in opened.tensors.items()},
         "used": sum(entry.used for entry in opened.accounting()),
         "ignored": [{"file": entry.file, "entry": entry.stored, "reason": entry.reason} for entry in ignored],
-        "digest": opened.digest(),
+        "digest": _digest(opened),
     }
+
+
+def _digest(opened: ShardedCheckpoint) -> str:
+    """Digest a checkpoint with progress."""
+    from mpeval.checkpoint.examine import digests
+    from mpeval.checkpoint.sharded import combine_digests
+    from mpeval.report import byte_progress
+
+    with byte_progress("hashing", opened.nbytes) as advance:
+        return combine_digests(digests(opened, advance=advance))
 
 
 def _tensors(opened: ShardedCheckpoint, as_json: bool) -> None:
@@ -100,8 +110,10 @@ def _tensors(opened: ShardedCheckpoint, as_json: bool) -> None:
     from dataclasses import asdict
 
     from mpeval.checkpoint.examine import statistics
+    from mpeval.report import byte_progress
 
-    found = list(statistics(opened))
+    with byte_progress("reading", opened.nbytes) as advance:
+        found = list(statistics(opened, advance))
     if as_json:
         typer.echo(json.dumps([asdict(item) for item in found], indent=2))
         return
@@ -241,16 +253,18 @@ def verify(checkpoint: CheckpointArg, as_json: JsonOption = False, settings: Set
     and infinities.
     """
     from mpeval.checkpoint.examine import problems
+    from mpeval.report import byte_progress
 
     opened = _open(checkpoint, settings)
-    found = list(problems(opened))
+    with byte_progress("checking", opened.nbytes) as advance:
+        found = list(problems(opened, advance))
     content = {
         "path": str(opened.path),
         "tensors": len(opened.tensors),
         "replicas": sum(len(tensor.copies) for tensor in opened.tensors.values()),
         "tied_copies": len(opened.tied_copies),
         "problems": found,
-        "digest": opened.digest(),
+        "digest": _digest(opened),
     }
     if as_json:
         typer.echo(json.dumps(content, indent=2))
@@ -290,10 +304,12 @@ def diff(
     from dataclasses import asdict
 
     from mpeval.checkpoint.examine import differences, settings_that_differ
+    from mpeval.report import byte_progress
 
     ours, theirs = _open(left, settings), _open(right, settings)
     other = settings_that_differ(ours, theirs)
-    found = list(differences(ours, theirs))
+    with byte_progress("comparing", ours.nbytes) as advance:
+        found = list(differences(ours, theirs, advance))
     different = sum(item.verdict != "equal" for item in found)
     if as_json:
         content = {

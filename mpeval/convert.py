@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -119,13 +118,17 @@ def convert(
     refuse_overflow(opened, dtype)
     config = opened.config.changed("conversion", padded_vocab=_padded(opened, format, tp))
     weights = StoredWeights(opened, config, dtype)
-    total = sum(tensor.nbytes for tensor in opened.tensors.values())
     fill = _writer(format, opened, tp, pp)
-    with new_folder(place, replace=force) as folder, _bar(total, quiet) as advance:
-        before = digests(opened, dtype)
+    from mpeval.report import byte_progress
+
+    with (
+        new_folder(place, replace=force) as folder,
+        byte_progress("converting", 3 * opened.nbytes, shown=not quiet) as advance,
+    ):
+        before = digests(opened, dtype, advance)
         fill(folder, weights, advance)
         written = _with_vocab(open_checkpoint(folder), config.vocab)
-        after = digests(written)
+        after = digests(written, advance=advance)
         refuse_different(before, after, str(target))
         notes = not_expressed(config) if format == "huggingface" else []
         _refuse_other_settings(opened, written, notes)
@@ -254,14 +257,6 @@ def _writer(
             )
 
     return fill
-
-
-@contextmanager
-def _bar(total: int, quiet: bool) -> Iterator[Callable[[int], None]]:
-    from mpeval.report import progress
-
-    with progress("writing", total, shown=not quiet, unit="bytes") as advance:
-        yield lambda count: advance(count, count)
 
 
 def _tokenizer_files(opened: ShardedCheckpoint) -> tuple[str, ...]:

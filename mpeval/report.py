@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal, Protocol
 
@@ -59,6 +59,13 @@ def progress(
             )
 
         yield advance
+
+
+@contextmanager
+def byte_progress(title: str, total: int, *, shown: bool = True) -> Iterator[Callable[[int], None]]:
+    """Show progress over `total` bytes; gives a function to be called with the bytes just done."""
+    with progress(title, total, shown=shown, unit="bytes") as advance:
+        yield lambda count: advance(count, count)
 
 
 def table(title: str, columns: Sequence[str], rows: Rows, *, right: Sequence[str] = (), stderr: bool = False) -> None:

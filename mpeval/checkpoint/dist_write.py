@@ -13,9 +13,10 @@ from typing import IO, Any
 import torch
 
 from mpeval.checkpoint.names import FUSED, engine_spelling, stored_name
+from mpeval.checkpoint.stored import Advance, ignored
 from mpeval.checkpoint.torchzip import Planned, write_torch_file
 from mpeval.checkpoint.weights import Weights
-from mpeval.checkpoint.write import Advance, arguments, ignored, in_parts, refuse_order
+from mpeval.checkpoint.write import arguments, in_parts, refuse_order
 from mpeval.config import ModelConfig
 
 PAYLOAD = "__0_0.distcp"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from mpeval.checkpoint.logical import LogicalTensor
 from mpeval.checkpoint.sharded import ShardedCheckpoint
-from mpeval.checkpoint.stored import THREADS
+from mpeval.checkpoint.stored import THREADS, Advance, ignored
 from mpeval.errors import CheckpointError
 from mpeval.parallel.layout import cut_of
 
@@ -26,10 +26,13 @@ class Statistics:
     """How many values are NaN or infinite."""
 
 
-def statistics(checkpoint: ShardedCheckpoint) -> Iterator[Statistics]:
+def statistics(checkpoint: ShardedCheckpoint, advance: Advance = ignored) -> Iterator[Statistics]:
     """Yield the statistics of each tensor, in model order."""
     with ThreadPoolExecutor(THREADS) as pool:
-        yield from pool.map(_statistics, checkpoint.tensors.values())
+        found = pool.map(_statistics, checkpoint.tensors.values())
+        for tensor, item in zip(checkpoint.tensors.values(), found, strict=True):
+            advance(tensor.nbytes)
+            yield item
 
 
 def _statistics(tensor: LogicalTensor) -> Statistics:
@@ -42,10 +45,10 @@ def _statistics(tensor: LogicalTensor) -> Statistics:
     return Statistics(name=tensor.name, shape=tensor.shape, dtype=tensor.dtype, norm=total**0.5, not_finite=bad)
 
 
-def problems(checkpoint: ShardedCheckpoint) -> Iterator[str]:
+def problems(checkpoint: ShardedCheckpoint, advance: Advance = ignored) -> Iterator[str]:
     """Yield what is wrong with the values: copies that differ, NaN and infinity.  A sound checkpoint yields nothing."""
     yield from (error.message for error in checkpoint.unequal_copies())
-    for found in statistics(checkpoint):
+    for found in statistics(checkpoint, advance):
         if found.not_finite:
             yield f"`{found.name}` holds {found.not_finite} values that are NaN or infinite"
 
@@ -61,11 +64,13 @@ class Difference:
     """Largest absolute difference; NaN where one has NaN and the other has not."""
 
 
-def differences(left: ShardedCheckpoint, right: ShardedCheckpoint) -> Iterator[Difference]:
+def differences(left: ShardedCheckpoint, right: ShardedCheckpoint, advance: Advance = ignored) -> Iterator[Difference]:
     """Compare every tensor of two checkpoints, whatever their layouts; padding rows do not count."""
     names = list(dict.fromkeys([*left.tensors, *right.tensors]))
     with ThreadPoolExecutor(THREADS) as pool:
-        yield from pool.map(lambda name: _difference(name, left, right), names)
+        for name, item in zip(names, pool.map(lambda name: _difference(name, left, right), names), strict=True):
+            advance(left.tensor(name).nbytes if name in left.tensors else 0)
+            yield item
 
 
 def _difference(name: str, left: ShardedCheckpoint, right: ShardedCheckpoint) -> Difference:
@@ -97,11 +102,15 @@ def settings_that_differ(left: ShardedCheckpoint, right: ShardedCheckpoint) -> l
     return [(name, str(ours[name]), str(theirs[name])) for name in names]
 
 
-def digests(checkpoint: ShardedCheckpoint, dtype: str | None = None) -> dict[str, str]:
+def digests(checkpoint: ShardedCheckpoint, dtype: str | None = None, advance: Advance = ignored) -> dict[str, str]:
     """Return the digest of every tensor, several at a time; with `dtype`, those it has after a conversion."""
+    made: dict[str, str] = {}
     with ThreadPoolExecutor(THREADS) as pool:
         found = pool.map(lambda name: checkpoint.tensor_digest(name, dtype), checkpoint.tensors)
-        return dict(zip(checkpoint.tensors, found, strict=True))
+        for name, digest in zip(checkpoint.tensors, found, strict=True):
+            made[name] = digest
+            advance(checkpoint.tensor(name).nbytes)
+    return made
 
 
 def refuse_overflow(checkpoint: ShardedCheckpoint, dtype: str | None) -> None:

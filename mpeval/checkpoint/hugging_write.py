@@ -13,9 +13,10 @@ import torch
 from mpeval.checkpoint.args import UNKNOWN_VOCAB
 from mpeval.checkpoint.hugging_names import Kind, Rows, rows_of
 from mpeval.checkpoint.safetensors import write_safetensors
+from mpeval.checkpoint.stored import Advance, ignored
 from mpeval.checkpoint.torchzip import Planned
 from mpeval.checkpoint.weights import Weights
-from mpeval.checkpoint.write import Advance, ignored, in_parts
+from mpeval.checkpoint.write import in_parts
 from mpeval.config import ModelConfig
 from mpeval.errors import CheckpointError
 

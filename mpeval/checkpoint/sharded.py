@@ -50,6 +50,11 @@ class ShardedCheckpoint:
     tied_copies: tuple[LogicalTensor, ...] = ()
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors, as stored."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    @property
     def dtype(self) -> str:
         """The dtype of the stored token table."""
         return self.tensors["embedding.word.weight"].dtype

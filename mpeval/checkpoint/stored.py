@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -35,6 +35,13 @@ THREADS = min(2, os.cpu_count() or 1)
 """Files written, or tensors hashed, at a time: Python's lock is free meanwhile, each holds a tensor in memory."""
 
 Bounds = Sequence[tuple[int, int]]
+Advance = Callable[[int], None]
+"""Called with the bytes that long work has just done."""
+
+
+def ignored(count: int) -> None:
+    """Take note of nothing."""
+    del count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from math import prod
 from pathlib import Path
@@ -14,20 +14,13 @@ import torch
 from mpeval.checkpoint.args import UNKNOWN_VOCAB
 from mpeval.checkpoint.locate import MODEL_FILE, TRACKER
 from mpeval.checkpoint.names import FUSED, TIED_COPY, Naming, stored_name
-from mpeval.checkpoint.stored import CHUNK_BYTES, THREADS, Bounds
+from mpeval.checkpoint.stored import CHUNK_BYTES, THREADS, Advance, Bounds, ignored
 from mpeval.checkpoint.torchzip import Planned, write_torch_file
 from mpeval.checkpoint.weights import Weights
 from mpeval.config import ModelConfig
 from mpeval.errors import CheckpointError
 from mpeval.folders import new_folder, write_atomically
 from mpeval.parallel.layout import bounds, cut_of
-
-Advance = Callable[[int], None]
-
-
-def ignored(count: int) -> None:
-    """Take note of nothing."""
-    del count
 
 
 def write_megatron(
