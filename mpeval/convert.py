@@ -209,7 +209,8 @@ def _refuse_occupied(opened: ShardedCheckpoint, target: Path, place: Path, forma
     """Refuse a target that holds something, unless it may be replaced and is what it would be replaced by."""
     try:
         full, place = target.resolve(), place.resolve()
-        occupied = full.is_dir() and any(full.iterdir())
+        # what a killed conversion left is hidden, and is nothing that anybody would miss
+        occupied = full.is_dir() and any(not item.name.startswith(".") for item in full.iterdir())
         if full.is_file():
             raise OutputError(f"`{target}` is a file", "give a folder")
     except (OSError, ValueError) as error:
