@@ -144,7 +144,13 @@ class Gather:
             raise ConfigError(f"`{self.path}` does not say the model's `{name}`", f"give it: {choices}")
 
     def config(self) -> ModelConfig:
-        """Return the configuration of what was put."""
+        """Return the configuration of what was put, refusing what the user set and nothing asked for."""
+        idle = [name for name in self.overrides if name not in self.values and name != "checkpoint_version"]
+        if idle:
+            raise ConfigError(
+                f"`--set {idle[0]}` has no effect on the model in `{self.path}`",
+                "leave it out, or set what gives it a meaning, such as `rope=true` for `rope_base`",
+            )
         return ModelConfig(**self.values, origins=self.origins)
 
 

@@ -590,6 +590,12 @@ MODELS = [
         hint="",
     ),
     Row(
+        name="setting without effect",
+        command=f"{EVALUATE} --set rope_base=5000",
+        error="`--set rope_base` has no effect on the model in `tp1/iter_0000001`",
+        hint="such as `rope=true` for `rope_base`",
+    ),
+    Row(
         name="unknown GELU",
         command=f"{EVALUATE} --set gelu=fast",
         error="unknown `gelu`: `fast`",
