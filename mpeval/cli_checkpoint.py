@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -66,10 +65,10 @@ def _accounting(opened: ShardedCheckpoint) -> None:
     """Print what became of every stored entry."""
     from mpeval.report import line
 
-    ignored = Counter(entry.reason for entry in opened.accounting() if not entry.used)
+    ignored = opened.ignored()
     used = sum(entry.used for entry in opened.accounting())
-    line(f"{used} stored tensors used, {ignored.total()} entries ignored{':' if ignored else ''}")
-    for reason, count in sorted(ignored.items()):
+    line(f"{used} stored tensors used, {sum(ignored.values())} entries ignored{':' if ignored else ''}")
+    for reason, count in ignored.items():
         line(f"  {count} x {reason}")
 
 

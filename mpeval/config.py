@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import lru_cache
 from typing import Any, Literal, get_args
 
 from mpeval.errors import ConfigError, suggest
@@ -171,6 +172,9 @@ class ModelConfig:
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the full (unsharded) shape of every parameter, in model order."""
+        return dict(_shapes(self))
+
+    def _all_shapes(self) -> dict[str, tuple[int, ...]]:
         h = self.hidden
         shapes: dict[str, tuple[int, ...]] = {"embedding.word.weight": (self.padded_vocab, h)}
         if not self.rope:
@@ -232,6 +236,12 @@ class ModelConfig:
     def changed(self, origin: str, **values: Any) -> ModelConfig:
         """Return a copy with `values` replaced and their origin recorded."""
         return replace(self, **values, origins={**self.origins, **dict.fromkeys(values, origin)})
+
+
+@lru_cache(maxsize=8)
+def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Make the shapes of a model once: writers ask for them with every tensor."""
+    return config._all_shapes()
 
 
 def _linear_shapes(name: str, outputs: int, inputs: int, *, bias: bool = True) -> dict[str, tuple[int, ...]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +56,6 @@ class Conversion:
     def document(self) -> dict[str, Any]:
         """Return the report as JSON values."""
         entries = self.source.accounting()
-        ignored = Counter(entry.reason for entry in entries if not entry.used)
         return {
             "mpeval_version": __version__,
             "source": str(self.source.path),
@@ -68,7 +66,7 @@ class Conversion:
             "iteration": self.source.iteration,
             "format": self.format,
             "entries_used": sum(entry.used for entry in entries),
-            "entries_ignored": dict(sorted(ignored.items())),
+            "entries_ignored": self.source.ignored(),
             "tokenizer_files": list(self.copied),
             "notes": list(self.notes),
             "digest_before": combine_digests(self.before),
@@ -110,6 +108,8 @@ def convert(
     Raises:
         MpevalError: the source is unsound, the target cannot hold it, or is already there.
     """
+    from mpeval.report import byte_progress
+
     opened = _with_vocab(open_checkpoint(source, overrides), vocab)
     _refuse_impossible(opened, format, tp, pp)
     place = _place(opened, target, format)
@@ -119,8 +119,6 @@ def convert(
     config = opened.config.changed("conversion", padded_vocab=_padded(opened, format, tp))
     weights = StoredWeights(opened, config, dtype)
     fill = _writer(format, opened, tp, pp)
-    from mpeval.report import byte_progress
-
     with (
         new_folder(place, replace=force) as folder,
         byte_progress("converting", 3 * opened.nbytes, shown=not quiet) as advance,

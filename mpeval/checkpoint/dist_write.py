@@ -12,7 +12,7 @@ from typing import IO, Any
 
 import torch
 
-from mpeval.checkpoint.names import FUSED, engine_spelling, stored_name
+from mpeval.checkpoint.names import engine_spelling, stored_name, stored_together
 from mpeval.checkpoint.stored import Advance, ignored
 from mpeval.checkpoint.torchzip import Planned, write_torch_file
 from mpeval.checkpoint.weights import Weights
@@ -70,12 +70,9 @@ def _stacks(weights: Weights, advance: Advance) -> dict[str, list[Planned]]:
     """Return, under each key of the container, the tensors of all layers; a list of one outside the blocks."""
     config = weights.config
     stacks: dict[str, list[Planned]] = {}
-    for name in config.shapes():
-        if FUSED[0] in name:
-            continue
+    for name, names in stored_together(config.shapes(), config.swiglu):
         key = engine_spelling(stored_name(name, "megatron-core", config.family))
         key = re.sub(r"(coder\.layers)\.\d+\.", r"\1.", key)
-        names = [name.replace(FUSED[1], half) for half in FUSED] if config.swiglu and FUSED[1] in name else [name]
         stacks.setdefault(key, []).append(_planned(weights, names, advance))
     return stacks
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from mpeval.checkpoint.logical import LogicalTensor
+from mpeval.checkpoint.logical import LogicalTensor, largest_gap
 from mpeval.checkpoint.sharded import ShardedCheckpoint
 from mpeval.checkpoint.stored import THREADS, Advance, ignored
 from mpeval.errors import CheckpointError
@@ -81,16 +81,8 @@ def _difference(name: str, left: ShardedCheckpoint, right: ShardedCheckpoint) ->
     if rows[0] != rows[1] or ours.shape[1:] != theirs.shape[1:]:
         shapes = [[count, *tensor.shape[1:]] for count, tensor in zip(rows, (ours, theirs), strict=True)]
         return Difference(name=name, verdict=f"shapes {shapes[0]} and {shapes[1]}")
-    equal, gap = ours.dtype == theirs.dtype, 0.0
-    for bounds in ours.chunks(rows[0]):
-        a, b = ours.peek(bounds), theirs.peek(bounds)
-        if ours.dtype == theirs.dtype and bool(a.equal(b)):
-            continue
-        far = (a.double() - b.double()).abs()
-        far.masked_fill_((a == b) | (a.isnan() & b.isnan()), 0.0)
-        worst = far.max().item()
-        gap = worst if worst != worst or worst > gap else gap
-    if gap == 0.0 and not equal:
+    gap = largest_gap(ours, theirs, rows[0])
+    if gap == 0.0 and ours.dtype != theirs.dtype:
         return Difference(name=name, verdict=f"dtypes {ours.dtype} and {theirs.dtype}", gap=gap)
     return Difference(name=name, verdict="equal" if gap == 0.0 else "differs", gap=gap)
 
@@ -117,11 +109,14 @@ def refuse_overflow(checkpoint: ShardedCheckpoint, dtype: str | None) -> None:
     """Refuse a dtype that finite values of the checkpoint would become infinite in."""
     import torch
 
+    if dtype is None:
+        return
+    limit = torch.finfo(getattr(torch, dtype)).max
+
     def too_large(name: str) -> float:
-        tensor = checkpoint.tensor(name)
-        if dtype is None or dtype == tensor.dtype:
+        tensor, worst = checkpoint.tensor(name), 0.0
+        if dtype == tensor.dtype:
             return 0.0
-        limit, worst = torch.finfo(getattr(torch, dtype)).max, 0.0
         for bounds in tensor.chunks():
             values = tensor.peek(bounds)
             worst = max(worst, values.masked_fill(~values.isfinite(), 0).abs().max().double().item())

@@ -40,8 +40,9 @@ def read_hugging_face(location: Location, overrides: Mapping[str, Any]) -> Shard
             raise CheckpointError(f"`{folder / file}` holds `{shown(full)}` a second time, as `{shown(name)}`", AGAIN)
         files[full] = (file, name, tensor)
     tensors = {name: tensor for name, (_, _, tensor) in files.items()}
-    config = read_config(folder / CONFIG, values, {name: tensor.shape for name, tensor in tensors.items()}, overrides)
-    refuse_more_than_stored(config, {name: tensor.shape for name, tensor in tensors.items()}, folder)
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    config = read_config(folder / CONFIG, values, shapes, overrides)
+    refuse_more_than_stored(config, shapes, folder)
     used: dict[str, str] = {}
     model = _assemble(folder, list(rows_of(kind, config, config.padded_vocab)), tensors, config, used)
     tied = _leftovers(folder, files, config, used, model)

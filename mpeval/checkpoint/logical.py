@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, NamedTuple
 
-from mpeval.checkpoint.stored import CHUNK_BYTES, ITEM_SIZES, Bounds, StoredTensor
+from mpeval.checkpoint.stored import ITEM_SIZES, Bounds, StoredTensor, row_boxes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -108,10 +108,23 @@ class LogicalTensor:
     def chunks(self, rows: int | None = None) -> Iterator[Bounds]:
         """Cut the tensor (its first `rows` rows) into boxes of whole rows and a bounded size, in order."""
         total = self.shape[0] if rows is None else rows
-        row_bytes = prod(self.shape[1:]) * ITEM_SIZES[self.dtype]
-        step = max(1, CHUNK_BYTES // max(1, row_bytes))
-        for start in range(0, total, step):
-            yield [(start, min(start + step, total)), *((0, extent) for extent in self.shape[1:])]
+        return row_boxes([(0, total), *((0, extent) for extent in self.shape[1:])], ITEM_SIZES[self.dtype])
+
+
+def largest_gap(left: LogicalTensor, right: LogicalTensor, rows: int | None = None) -> float:
+    """Return the largest absolute difference of two tensors (their first `rows` rows) of one shape.
+
+    Equal infinities and NaN in the same place do not differ; NaN in one alone makes the result NaN.
+    """
+    gap = 0.0
+    for bounds in left.chunks(rows):
+        ours, theirs = left.peek(bounds), right.peek(bounds)
+        if ours.dtype == theirs.dtype and bool(ours.equal(theirs)):
+            continue
+        far = (ours.double() - theirs.double()).abs()
+        worst = far.masked_fill_((ours == theirs) | (ours.isnan() & theirs.isnan()), 0.0).max().item()
+        gap = worst if worst != worst or worst > gap else gap
+    return gap
 
 
 def _shared(piece: Piece, bounds: Bounds) -> list[tuple[int, int]] | None:

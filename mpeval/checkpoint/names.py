@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Literal
 
@@ -79,6 +80,13 @@ def stored_name(name: str, naming: Naming, family: str = "gpt", layer_offset: in
         return f"{stack}final_layernorm.{kind}"
     ends = _ends(naming)
     return ends[name] if name in ends else f"{ends[stem]}.{kind}"
+
+
+def stored_together(names: Iterable[str], swiglu: bool) -> Iterator[tuple[str, list[str]]]:
+    """Yield (canonical name that a stored tensor goes by, canonical names in it, one above the other)."""
+    for name in names:
+        if FUSED[0] not in name:
+            yield name, [name.replace(FUSED[1], half) for half in FUSED] if swiglu and FUSED[1] in name else [name]
 
 
 def naming_of(names: list[str]) -> Naming | None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mpeval.checkpoint.logical import LogicalTensor, whole
+from mpeval.checkpoint.logical import LogicalTensor, largest_gap, whole
 from mpeval.config import ModelConfig
 from mpeval.errors import CheckpointError
 from mpeval.parallel.layout import cut_of
@@ -71,6 +72,10 @@ class ShardedCheckpoint:
         """Return every stored entry once: used, or ignored with a reason."""
         return self.entries
 
+    def ignored(self) -> dict[str, int]:
+        """Return how many stored entries were left out, by reason."""
+        return dict(sorted(Counter(entry.reason for entry in self.entries if not entry.used).items()))
+
     def with_vocab(self, vocab: int, origin: str) -> ShardedCheckpoint:
         """Return the same checkpoint with the true vocabulary size filled in."""
         return replace(self, config=self.config.changed(origin, vocab=vocab))
@@ -100,24 +105,14 @@ class ShardedCheckpoint:
     def _compared(
         self, what: str, left: LogicalTensor, right: LogicalTensor, more: str = ""
     ) -> Iterator[CheckpointError]:
-        import torch
-
         if left.shape != right.shape:
             yield CheckpointError(
                 f"`{self.path}`: {what} has copies of shapes {list(left.shape)} and {list(right.shape)}",
                 "files of two checkpoints are mixed, or one is damaged; copy all shards again",
             )
             return
-        gap = 0.0
-        for bounds in left.chunks():
-            ours, theirs = left.peek(bounds), right.peek(bounds)
-            if not ours.view(torch.uint8).equal(theirs.view(torch.uint8)):
-                far = (
-                    (ours.double() - theirs.double())
-                    .abs()
-                    .masked_fill_((ours == theirs) | (ours.isnan() & theirs.isnan()), 0.0)
-                )
-                gap = max(gap, far.nan_to_num(float("inf")).max().item())
+        gap = largest_gap(left, right)
+        gap = float("inf") if gap != gap else gap
         if gap:
             yield CheckpointError(
                 f"`{self.path}`: {what} is stored in copies that differ by up to {gap:.3g}",

@@ -136,6 +136,14 @@ class StoredTensor:
         return flat.as_strided([high - low for low, high in box], self.stride), view
 
 
+def row_boxes(box: Bounds, item: int) -> Iterator[Bounds]:
+    """Cut a box, of elements of `item` bytes, into boxes of whole rows and at most `CHUNK_BYTES`, in order."""
+    (low, high), *rest = box
+    rows = max(1, CHUNK_BYTES // max(1, item * prod(last - first for first, last in rest)))
+    for start in range(low, high, rows):
+        yield [(start, min(start + rows, high)), *rest]
+
+
 def _chunks(bounds: Bounds, stride: Sequence[int], item: int) -> Iterator[list[tuple[int, int]]]:
     """Cut a box along the dimension that is outermost in the file into boxes that span at most `CHUNK_BYTES` each."""
     if not bounds:

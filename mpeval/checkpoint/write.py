@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,8 @@ import torch
 
 from mpeval.checkpoint.args import UNKNOWN_VOCAB
 from mpeval.checkpoint.locate import MODEL_FILE, TRACKER
-from mpeval.checkpoint.names import FUSED, TIED_COPY, Naming, stored_name
-from mpeval.checkpoint.stored import CHUNK_BYTES, THREADS, Advance, Bounds, ignored
+from mpeval.checkpoint.names import TIED_COPY, Naming, stored_name, stored_together
+from mpeval.checkpoint.stored import THREADS, Advance, Bounds, ignored, row_boxes
 from mpeval.checkpoint.torchzip import Planned, write_torch_file
 from mpeval.checkpoint.weights import Weights
 from mpeval.config import ModelConfig
@@ -130,11 +129,9 @@ def _state(
     per_stage = config.layers // pp
     first, last = stage * per_stage, (stage + 1) * per_stage
     state: dict[str, Planned] = {}
-    for name in config.shapes():
-        if FUSED[0] in name or not stage_holds(name, stage, pp, first, last):
-            continue
-        names = [name.replace(FUSED[1], half) for half in FUSED] if config.swiglu and FUSED[1] in name else [name]
-        state[stored_name(name, naming, config.family, first)] = _planned(weights, names, rank, tp, advance)
+    for name, names in stored_together(config.shapes(), config.swiglu):
+        if stage_holds(name, stage, pp, first, last):
+            state[stored_name(name, naming, config.family, first)] = _planned(weights, names, rank, tp, advance)
     if config.tied and pp > 1 and stage == pp - 1:
         state[TIED_COPY[naming]] = _planned(weights, ["embedding.word.weight"], rank, tp, advance)
     return state
@@ -154,11 +151,8 @@ def _planned(weights: Weights, names: list[str], rank: int, tp: int, advance: Ad
 
 def in_parts(weights: Weights, name: str, box: Bounds, advance: Advance) -> Iterator[torch.Tensor]:
     """Read a box of a tensor a few rows at a time, so that the same memory serves for all of them."""
-    (low, high), *rest = box
-    row_bytes = weights.dtype(name).itemsize * prod(last - first for first, last in rest)
-    rows = max(1, CHUNK_BYTES // max(1, row_bytes))
-    for start in range(low, high, rows):
-        part = weights.read(name, [(start, min(start + rows, high)), *rest])
+    for rows in row_boxes(box, weights.dtype(name).itemsize):
+        part = weights.read(name, rows)
         advance(part.nbytes)
         yield part
 
