@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mpeval import __version__, cli_checkpoint
+from mpeval import __version__, cli_checkpoint, cli_train
 from mpeval.cli_options import (
     AllowOption,
     CheckpointArg,
@@ -115,6 +115,8 @@ for command in (
     cli_checkpoint.convert,
     cli_checkpoint.verify,
     cli_checkpoint.diff,
+    cli_train.pretrain,
+    cli_train.plot,
 ):
     app.command()(command)
 

@@ -8,6 +8,7 @@
   * TokenizerError   no tokenizer, or one that does not fit
   * OutputError      a result that cannot be written, or belongs to another run
   * LaunchError      ranks that cannot start, or died
+  * TrainingError    a training run that diverged
 """
 
 from __future__ import annotations
@@ -57,6 +58,10 @@ class OutputError(MpevalError):
 
 class LaunchError(MpevalError):
     """Ranks that could not be started, or that died."""
+
+
+class TrainingError(MpevalError):
+    """A training run whose loss or gradients are no numbers any more."""
 
 
 NAME_LENGTH = 500

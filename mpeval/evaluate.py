@@ -74,7 +74,7 @@ class Plan:
 
 def run(options: Options) -> None:
     """Evaluate with as many ranks as asked for: here, as new local processes, or as one of torchrun's or Slurm's."""
-    options = replace(options, device=_device(options.device))
+    options = replace(options, device=launch.device_of(options.device))
     world = launch.world_of(os.environ)
     tp, dp = launch.sizes(options.tp, options.dp, world)
     if world is None and tp * dp > 1:
@@ -92,14 +92,6 @@ def run_rank(world: launch.World | None, options: Options) -> None:
         results = evaluate(made, options, group)
         if group.world.rank == 0:
             _publish(results, options)
-
-
-def _device(name: str) -> str:
-    import torch
-
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError("`--device cuda`: torch sees no GPU here", "use `--device cpu`, or install torch for CUDA")
-    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def plan(options: Options, tp: int) -> Plan:

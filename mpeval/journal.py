@@ -34,29 +34,10 @@ class Journal:
             return
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._claim(folder / RUN_FILE, dict(identity))
+            claim(folder / RUN_FILE, identity)
             self._load(folder / SAMPLES_FILE)
         except OSError as error:
             raise unwritable(folder, error) from error
-
-    def _claim(self, path: Path, identity: dict[str, Any]) -> None:
-        """Check that the folder's earlier run measured the same thing; remember any task it did not have."""
-        known: dict[str, Any] = {}
-        if path.is_file():
-            try:
-                known = dict(json.loads(path.read_text(encoding="utf-8")).items())
-            except (ValueError, AttributeError) as error:
-                raise OutputError(f"`{path}` is damaged: {error}", "give another folder by `--output`") from error
-        for key, value in identity.items():
-            if key in known and known[key] != value:
-                raise OutputError(
-                    f"`{path.parent}` belongs to another run: its {key.replace('_', ' ')} is `{known[key]}`, "
-                    f"this run's `{value}`",
-                    "give another folder by `--output`",
-                )
-        merged = {**known, **identity}
-        if merged != known:
-            write_atomically(path, json.dumps(merged, indent=2) + "\n")
 
     def _load(self, path: Path) -> None:
         """Read finished samples; a line that a kill cut short is removed, any other damage is an error."""
@@ -94,6 +75,30 @@ class Journal:
         keys = list(dict.fromkeys([*order, *sorted(self.samples)]))
         write_atomically(self.folder / SAMPLES_FILE, _lines([self.samples[key] for key in keys]))
         write_atomically(self.folder / RESULTS_FILE, results)
+
+
+def claim(path: Path, identity: Mapping[str, Any]) -> None:
+    """Check that an earlier run into the same folder was the same; remember in `path` what it did not say.
+
+    Raises:
+        OutputError: it was another, or `path` is damaged.
+    """
+    known: dict[str, Any] = {}
+    if path.is_file():
+        try:
+            known = dict(json.loads(path.read_text(encoding="utf-8")).items())
+        except (ValueError, AttributeError) as error:
+            raise OutputError(f"`{path}` is damaged: {error}", "give another folder by `--output`") from error
+    for key, value in identity.items():
+        if key in known and known[key] != value:
+            raise OutputError(
+                f"`{path.parent}` belongs to another run: its {key.replace('_', ' ')} is `{known[key]}`, "
+                f"this run's `{value}`",
+                "give another folder by `--output`",
+            )
+    merged = {**known, **identity}
+    if merged != known:
+        write_atomically(path, json.dumps(merged, indent=2) + "\n")
 
 
 def _lines(samples: Iterable[Mapping[str, Any]]) -> bytes:

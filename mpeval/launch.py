@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import socket
 import sys
 import tempfile
@@ -15,10 +16,11 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from mpeval.errors import LaunchError, MpevalError, UsageError
@@ -28,7 +30,8 @@ if TYPE_CHECKING:
 
 GRACE = 5.0
 """Seconds that the other ranks get to end by themselves after one has failed."""
-_FAILURE = "mpeval/failure"
+_FAILURE = "mpeval/failure/{}"
+"""Where the first failure of an attempt is reported: a store may outlive the ranks that it was made for."""
 _PEER_GONE = re.compile(r"Connection (closed|reset) by peer", re.IGNORECASE)
 """What gloo says in every surviving rank once one is gone."""
 
@@ -43,6 +46,8 @@ class World:
     local_ranks: int
     address: str
     """Where ranks meet: `host:port`, or the folder of a file store (local ranks)."""
+    attempt: int = 0
+    """How often the launcher has started these ranks again after a failure."""
 
 
 def world_of(environment: Mapping[str, str]) -> World | None:
@@ -52,16 +57,23 @@ def world_of(environment: Mapping[str, str]) -> World | None:
         LaunchError: the variables are incomplete or no numbers.
     """
     if "RANK" in environment and "WORLD_SIZE" in environment:
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-        rank, ranks, local, local_ranks = _numbers(
-            environment, names, defaults={"LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT")
+        rank, ranks, local, local_ranks, attempt = _numbers(
+            environment, names, defaults={"LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1, "TORCHELASTIC_RESTART_COUNT": 0}
         )
         host, port = environment.get("MASTER_ADDR"), environment.get("MASTER_PORT")
         if not host or not port:
             raise LaunchError(
                 "`RANK` is set but `MASTER_ADDR` or `MASTER_PORT` is not", "start the ranks with torchrun"
             )
-        return World(rank=rank, ranks=ranks, local_rank=local, local_ranks=local_ranks, address=f"{host}:{port}")
+        return World(
+            rank=rank,
+            ranks=ranks,
+            local_rank=local,
+            local_ranks=local_ranks,
+            address=f"{host}:{port}",
+            attempt=attempt,
+        )
     if "SLURM_PROCID" in environment and _in_slurm_step(environment):
         tasks = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in environment else "SLURM_NTASKS"
         slurm = ("SLURM_PROCID", tasks, "SLURM_LOCALID")
@@ -122,8 +134,23 @@ def sizes(tp: int | None, dp: int | None, world: World | None) -> tuple[int, int
     return tp, dp
 
 
-def run_local(ranks: int, entry: Callable[[World, Any], None], argument: Any) -> None:
+def device_of(name: str) -> str:
+    """Return `cpu` or `cuda` for `--device`; `auto` is the GPU where torch sees one.
+
+    Raises:
+        UsageError: a GPU is asked for and there is none.
+    """
+    import torch
+
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("`--device cuda`: torch sees no GPU here", "use `--device cpu`, or install torch for CUDA")
+    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def run_local(ranks: int, entry: Callable[[World, Any], None], argument: Any, *, graceful: bool = False) -> None:
     """Run `entry(world, argument)` in `ranks` new processes of this machine and wait for all.
+
+    With `graceful`, SIGTERM and SIGINT are passed on to the ranks, which end by themselves; a second one ends them.
 
     Raises:
         LaunchError: a rank died without a word (killed, out of memory).
@@ -144,7 +171,8 @@ def run_local(ranks: int, entry: Callable[[World, Any], None], argument: Any) ->
         try:
             for process in processes:
                 process.start()
-            _wait(processes)
+            with _passing_on(processes) if graceful else nullcontext():
+                _wait(processes)
         finally:
             for process in processes:
                 if process.is_alive():
@@ -152,6 +180,29 @@ def run_local(ranks: int, entry: Callable[[World, Any], None], argument: Any) ->
             for process in processes:
                 if process.pid is not None:
                     process.join()
+
+
+@contextmanager
+def _passing_on(processes: Sequence[BaseProcess]) -> Iterator[None]:
+    """Pass the first SIGTERM or SIGINT on to all ranks; let a second one interrupt as usual."""
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        restore()
+        for process in processes:
+            if process.pid is not None and process.exitcode is None:
+                os.kill(process.pid, signal.SIGTERM)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    try:
+        yield
+    finally:
+        restore()
 
 
 def _wait(processes: Sequence[BaseProcess]) -> None:
@@ -233,6 +284,7 @@ class _Watch:
 
     def __init__(self, store: Any, world: World) -> None:
         self.store, self.world = store, world
+        self.key = _FAILURE.format(world.attempt)
         self.done = threading.Event()
         self.thread = threading.Thread(target=self._look, daemon=True, name="watch")
         self.thread.start()
@@ -247,7 +299,7 @@ class _Watch:
 
     def _reported(self) -> str | None:
         try:
-            return str(self.store.get(_FAILURE).decode()) if self.store.check([_FAILURE]) else None
+            return str(self.store.get(self.key).decode()) if self.store.check([self.key]) else None
         except (RuntimeError, ValueError):  # the store is gone, and with it the rank that kept it
             return None
 
@@ -270,7 +322,7 @@ class _Watch:
         try:
             if isinstance(error, RuntimeError):
                 time.sleep(1.0)
-            report = str(self.store.compare_set(_FAILURE, "", mine).decode())
+            report = str(self.store.compare_set(self.key, "", mine).decode())
         except (RuntimeError, ValueError):
             report = mine
         if self.world.rank == 0:

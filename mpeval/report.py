@@ -18,15 +18,15 @@ Rows = Sequence[Sequence[str]]
 
 
 class Advance(Protocol):
-    """Tell a progress bar that `items` more are done, `tokens` of input."""
+    """Tell a progress bar that `items` more are done, `tokens` of input, and how things stand."""
 
-    def __call__(self, items: int, tokens: int) -> None:
+    def __call__(self, items: int, tokens: int, note: str = "") -> None:
         """Move the bar."""
 
 
-def _nothing(items: int, tokens: int) -> None:
+def _nothing(items: int, tokens: int, note: str = "") -> None:
     """Move no bar."""
-    del items, tokens
+    del items, tokens, note
 
 
 @contextmanager
@@ -42,21 +42,21 @@ def progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn() if unit == "tokens" else DownloadColumn(),
+        TextColumn("{task.fields[note]}"),
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(elapsed_when_finished=True),
     )
     with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(title, total=total, completed=done, rate="")
+        task = bar.add_task(title, total=total, completed=done, rate="", note="")
         seen = 0
 
-        def advance(items: int, tokens: int) -> None:
+        def advance(items: int, tokens: int, note: str = "") -> None:
             nonlocal seen
             seen += tokens
             elapsed = bar.tasks[0].elapsed or 0.0
             rate = seen / elapsed if elapsed else 0.0
-            bar.update(
-                task, advance=items, rate=f"{rate:,.0f} tokens/s" if unit == "tokens" else f"{rate / 1e6:,.0f} MB/s"
-            )
+            said = f"{rate:,.0f} tokens/s" if unit == "tokens" else f"{rate / 1e6:,.0f} MB/s"
+            bar.update(task, advance=items, rate=said, note=note)
 
         yield advance
 

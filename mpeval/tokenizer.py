@@ -1,8 +1,9 @@
-"""GPT-2 byte-level BPE, from whichever of its file forms lies beside a checkpoint."""
+"""GPT-2's byte-level BPE and BERT's WordPiece, from whichever of their file forms lies beside a checkpoint."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,11 @@ FILES = (
     ("vocab.json", "merges.txt"),
     ("encoder.json", "vocab.bpe"),
     ("gpt2-vocab.json", "gpt2-merges.txt"),
+    ("vocab.txt",),
 )
-"""The file names a GPT-2 tokenizer comes under, in order of preference."""
+"""The file names a tokenizer comes under, in order of preference; the last is BERT's."""
+SETTINGS = "tokenizer_config.json"
+"""What may lie beside a `vocab.txt`: its `do_lower_case` says whether letters are lowered."""
 END_OF_TEXT = "<|endoftext|>"
 
 
@@ -49,6 +53,24 @@ class Tokenizer:
         text = str(self.backend.decode(known, skip_special_tokens=False))
         return text + "<pad-row>" * (len(ids) - len(known))
 
+    def special_id(self, token: str) -> int:
+        """Return the id of a token that texts do not produce, such as `[CLS]`.
+
+        Raises:
+            TokenizerError: there is none.
+        """
+        found = self.backend.token_to_id(token)
+        if found is None:
+            raise TokenizerError(
+                f"the tokenizer in `{self.path}` has no `{token}` token",
+                "a BERT needs a WordPiece tokenizer with [CLS], [SEP], [MASK] and [PAD]: a folder with `vocab.txt`",
+            )
+        return int(found)
+
+    def pieces(self) -> list[str]:
+        """Return the text of every token as the vocabulary spells it, in the order of ids."""
+        return [self.backend.id_to_token(token) or "" for token in range(self.size)]
+
     @property
     def end_of_text(self) -> int:
         """The id of `<|endoftext|>`."""
@@ -75,7 +97,7 @@ def find_tokenizer(given: Path | None, beside: Sequence[Path]) -> Tokenizer:
             paths = tuple(folder / name for name in names)
             if all(path.is_file() for path in paths):
                 return _load(paths)
-    wanted = " or ".join(" + ".join(f"`{name}`" for name in names) for names in FILES[:3])
+    wanted = " or ".join(" + ".join(f"`{name}`" for name in names) for names in (*FILES[:3], FILES[-1]))
     if given is not None and not given.exists():
         raise TokenizerError(f"no such tokenizer: `{given}` does not exist", f"pass a folder with {wanted}")
     where = ", ".join(f"`{folder}`" for folder in folders)
@@ -87,12 +109,16 @@ def _load(paths: tuple[Path, ...]) -> Tokenizer:
     from tokenizers import decoders, models, pre_tokenizers
 
     try:
-        if len(paths) == 1:
+        if paths[0].name == "vocab.txt":
+            backend = _wordpiece(paths[0])
+        elif len(paths) == 1:
             backend = Backend.from_file(str(paths[0]))
         else:
             backend = Backend(models.BPE.from_file(str(paths[0]), str(paths[1])))
             backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
             backend.decoder = decoders.ByteLevel()
+    except TokenizerError:
+        raise
     except Exception as error:  # the Rust side raises bare Exception for any unreadable file
         names = ", ".join(f"`{path}`" for path in paths)
         raise TokenizerError(f"the tokenizer in {names} cannot be read: {error}", "copy its files again") from error
@@ -106,6 +132,29 @@ def _load(paths: tuple[Path, ...]) -> Tokenizer:
         size=1 + max(ids, default=-1),
         digest="sha256:" + digest.hexdigest(),
     )
+
+
+def _wordpiece(path: Path) -> Any:
+    """Return BERT's tokenizer over a `vocab.txt`.
+
+    Letters are lowered as `tokenizer_config.json` beside it says or, without one, unless a whole word of the
+    vocabulary begins with a capital letter.
+    """
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models, normalizers, pre_tokenizers
+
+    pieces = path.read_text(encoding="utf-8").splitlines()
+    settings = path.with_name(SETTINGS)
+    known = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+    lowered = known.get("do_lower_case", not any(piece[:1].isupper() for piece in pieces))
+    unknown = "[UNK]"
+    if unknown not in pieces:
+        raise TokenizerError(f"`{path}` has no `{unknown}` token, so it is no BERT's", "copy the file again")
+    backend = Backend(models.WordPiece({piece: token for token, piece in enumerate(pieces)}, unk_token=unknown))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=bool(lowered))
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece()
+    return backend
 
 
 def check_fits(tokenizer: Tokenizer, *, vocab: int | None, padded_vocab: int) -> None:

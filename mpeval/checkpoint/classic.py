@@ -138,7 +138,7 @@ def _open_shard(location: Location, tp: int, pp: int) -> _Shard:
     for number, key in enumerate(models):
         tensors: dict[str, StoredTensor] = {}
         try:
-            entries = list(_flat(content[key]))
+            entries = list(flattened(content[key]))
         except RecursionError:
             raise CheckpointError(f"`{path}` holds a model that contains itself, over and over", AGAIN) from None
         except ValueError as error:
@@ -159,7 +159,7 @@ ENTRIES = 1_000_000
 """A nested dictionary of more entries is no model's: shared parts can make a short file unfold without end."""
 
 
-def _flat(tree: Any) -> Iterator[tuple[str, Any]]:
+def flattened(tree: Any) -> Iterator[tuple[str, Any]]:
     """Yield every (dotted name, value) of nested dictionaries.
 
     Raises:

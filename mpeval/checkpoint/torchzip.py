@@ -69,6 +69,7 @@ def _storage_kind(dtype: torch.dtype) -> type:
         torch.float64: torch.DoubleStorage,
         torch.float16: torch.HalfStorage,
         torch.bfloat16: torch.BFloat16Storage,
+        torch.uint8: torch.ByteStorage,
     }
     return kinds[dtype]
 

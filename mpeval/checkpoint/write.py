@@ -95,12 +95,12 @@ def fill_megatron(
 
     def fill(place: tuple[int, int]) -> None:
         rank, stage = place
-        state = _state(weights, stage, pp, rank, tp, naming, advance)
+        state = shard_state(weights, rank, tp, naming, stage=stage, pp=pp, advance=advance)
         content = {
             "args": args,
             "checkpoint_version": version,
             "iteration": iteration,
-            "model": _nested(state) if naming == "megatron" else state,
+            "model": nested(state) if naming == "megatron" else state,
         }
         shard = folder / (f"mp_rank_{rank:02d}" + (f"_{stage:03d}" if pp > 1 else ""))
         shard.mkdir(parents=True)
@@ -121,8 +121,8 @@ def refuse_order(config: ModelConfig) -> None:
         )
 
 
-def _state(
-    weights: Weights, stage: int, pp: int, rank: int, tp: int, naming: Naming, advance: Advance
+def shard_state(
+    weights: Weights, rank: int, tp: int, naming: Naming, *, stage: int = 0, pp: int = 1, advance: Advance = ignored
 ) -> dict[str, Planned]:
     """Return what one rank of one stage holds, under stored names."""
     config = weights.config
@@ -139,7 +139,7 @@ def _state(
 
 def _planned(weights: Weights, names: list[str], rank: int, tp: int, advance: Advance) -> Planned:
     """Plan one rank's shard of a tensor, or of several that lie one above the other."""
-    boxes = [_box(weights.config, name, rank, tp) for name in names]
+    boxes = [shard_box(weights.config, name, rank, tp) for name in names]
     extents = [high - low for low, high in boxes[0]]
 
     def make() -> Iterator[torch.Tensor]:
@@ -157,7 +157,7 @@ def in_parts(weights: Weights, name: str, box: Bounds, advance: Advance) -> Iter
         yield part
 
 
-def _box(config: ModelConfig, name: str, rank: int, tp: int) -> Bounds:
+def shard_box(config: ModelConfig, name: str, rank: int, tp: int) -> list[tuple[int, int]]:
     """Return the box of the full tensor that one rank holds."""
     cut, shape = cut_of(name), config.shapes()[name]
     box = [(0, extent) for extent in shape]
@@ -232,7 +232,7 @@ def _rope_arguments(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _nested(state: dict[str, Planned]) -> dict[str, Any]:
+def nested(state: dict[str, Planned]) -> dict[str, Any]:
     """Nest names as Megatron-LM v2 did: dictionaries down to `embedding.*` and `encoder`, flat below."""
     tree: dict[str, Any] = {}
     for name, value in state.items():

@@ -7,6 +7,7 @@ from torch import nn
 
 from mpeval.models.transformer import Transformer
 from mpeval.parallel.ops import enter, gather
+from mpeval.parallel.vocab import linear_cross_entropy
 
 Tensor = torch.Tensor
 
@@ -28,9 +29,26 @@ class GPT(Transformer):
         Only columns of ids below `vocab` (default: the true vocabulary) are computed: padding never enters a
         softmax unless it is asked for.
         """
-        columns = max(0, min(self.output_table.shape[0], (vocab or self.config.vocab) - self.first_id))
+        table = self.output_table[: self.columns(vocab or self.config.vocab)]
         x = enter(self.final_norm(hidden), self.group.tp)
-        return nn.functional.linear(x, self.output_table[:columns])
+        return nn.functional.linear(x, table)
+
+    def loss_sum(self, ids: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Return the summed negative log-likelihood of each next token, a scalar in fp32.
+
+        Args:
+            ids: [batch, time + 1] int64; the model reads all but the last and is asked for all but the first.
+            weights: [batch, time] what each target counts (default: 1).
+        """
+        x = enter(self.final_norm(self.hidden(ids[:, :-1])), self.group.tp)
+        return linear_cross_entropy(
+            x.flatten(0, 1),
+            self.output_table[: self.columns(self.config.vocab)],
+            ids[:, 1:].flatten(),
+            first=self.first_id,
+            axis=self.group.tp,
+            weights=None if weights is None else weights.flatten(),
+        )
 
     def forward(self, ids: Tensor) -> Tensor:
         """Return fp32 logits [batch, time, true vocabulary], gathered on every tensor rank.

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import NamedTuple, Unpack
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from mpeval.config import ModelConfig
 from mpeval.models.rotary import Rotation, rotation
-from mpeval.parallel.dropout import DropoutStreams
+from mpeval.parallel.dropout import DropoutStreams, dropout
 from mpeval.parallel.group import Axis, Group
 from mpeval.parallel.layers import (
     ColumnLinear,
@@ -36,15 +38,9 @@ class Pass(NamedTuple):
     rotation: Rotation | None = None
     """Rotary positions; none with a position table."""
     mask: Tensor | None = None
-    """[batch, 1, 1, time] bool, the keys that may be attended to; none: attention is causal."""
-
-
-def dropout(x: Tensor, rate: float, streams: DropoutStreams | None, stream: str = "shared") -> Tensor:
-    """Drop elements of `x` from the named stream; without streams (evaluation) return it unchanged."""
-    if streams is None or rate == 0.0:
-        return x
-    with streams.using(stream):
-        return F.dropout(x, rate, training=True)
+    """[batch, 1, 1, time] bool, the keys that may be attended to; none: all."""
+    causal: bool = True
+    """Whether each position attends to itself and the positions before it only."""
 
 
 def pick(x: Tensor, at: Tensor | None) -> Tensor:
@@ -130,7 +126,7 @@ class Attention(nn.Module):
                 value,
                 attn_mask=run.mask,
                 dropout_p=rate,
-                is_causal=run.mask is None,
+                is_causal=run.causal,
                 enable_gqa=self.shared_by > 1,
             )
 
@@ -209,6 +205,8 @@ class Transformer(nn.Module):
         self.config = config
         self.group = group
         self.streams: DropoutStreams | None = None
+        self.recompute = False
+        """Whether training keeps only each block's input, and computes the block again in the backward pass."""
         factory: Factory = {"device": group.device, "dtype": dtype}
         self.factory = factory
         self.embedding = Embedding(config, group=group, **factory)
@@ -235,7 +233,11 @@ class Transformer(nn.Module):
         """The vocabulary id of this rank's first row."""
         return self.embedding.word.first
 
-    def start(self, ids: Tensor, mask: Tensor | None = None) -> Pass:
+    def columns(self, vocab: int) -> int:
+        """Return how many of this rank's rows of the output table are of ids below `vocab`."""
+        return max(0, min(self.output_table.shape[0], vocab - self.first_id))
+
+    def start(self, ids: Tensor, mask: Tensor | None = None, *, causal: bool = True) -> Pass:
         """Prepare what the blocks share for ids [batch, time]; refuse inputs longer than the context."""
         time = ids.shape[-1]
         if time > self.config.context:
@@ -243,13 +245,29 @@ class Transformer(nn.Module):
         if self.training and self.streams is None:
             raise RuntimeError("training mode needs dropout streams: set `model.streams`, or call `model.eval()`")
         turn = rotation(self.config, time, ids.device) if self.config.rope else None
-        return Pass(self.streams if self.training else None, turn, mask)
+        return Pass(self.streams if self.training else None, turn, mask, causal)
 
     def blocks(self, x: Tensor, run: Pass, at: Tensor | None = None) -> Tensor:
         """Run all blocks on [batch, time, hidden]; with `at`, the last one keeps only those flat positions."""
         for number, block in enumerate(self.layers, start=1):
-            x = block(x, run, at if number == len(self.layers) else None)
+            x = self._block(block, x, run, at if number == len(self.layers) else None)
         return x
+
+    def _block(self, block: nn.Module, x: Tensor, run: Pass, at: Tensor | None) -> Tensor:
+        """Run one block; with `recompute` its second run, in backward, drops the same elements again."""
+        streams = run.streams
+        if not self.recompute or streams is None:
+            result: Tensor = block(x, run, at)
+            return result
+        state = streams.state()
+        again: Tensor = checkpoint(
+            block,
+            *(x, run, at),
+            use_reentrant=False,
+            preserve_rng_state=False,
+            context_fn=lambda: (nullcontext(), streams.replaying(state)),
+        )
+        return again
 
     def pooled(self, hidden: Tensor) -> Tensor:
         """Return tanh(dense(first position)) of the final norm's output [batch, time, hidden], [batch, hidden]."""

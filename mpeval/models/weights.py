@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 
 import torch
 
@@ -41,8 +42,11 @@ def _stream(seed: int, name: str) -> torch.Generator:
 
 
 @torch.no_grad()
-def draw_weights(model: Transformer, seed: int) -> None:
-    """Fill a model with new weights, drawn full-size from `seed` and then cut for this rank."""
+def draw_weights(model: Transformer, seed: int, into: Mapping[str, Tensor] | None = None) -> None:
+    """Fill a model with new weights, drawn full-size from `seed` and then cut for this rank.
+
+    With `into`, fill those tensors by parameter name: the float32 weights behind a model of another dtype.
+    """
     tp = model.group.tp
-    for name, parameter in model.named_parameters():
+    for name, parameter in (dict(model.named_parameters()) if into is None else into).items():
         parameter.copy_(split(name, draw_full(model.config, name, seed), tp.ranks)[tp.rank])

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 
 from mpeval.parallel.group import Axis
-from mpeval.parallel.ops import all_reduced
+from mpeval.parallel.ops import all_gathered, all_reduced
 
 Tensor = torch.Tensor
+CHUNK = 256
+"""Positions whose logits `linear_cross_entropy` holds at a time: enough rows for a fast matrix product, and a number
+that all ranks agree on, however many columns they own."""
 
 
 class TokenScores(NamedTuple):
@@ -91,4 +95,120 @@ def cross_entropy(logits: Tensor, targets: Tensor, *, first: int, axis: Axis) ->
     (the maximum, then sum and target logit together); backward sends nothing.  The input is not written to.
     """
     result: Tensor = _CrossEntropy.apply(logits, targets, first, axis)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """The gradients for an upstream gradient of 1 are made in forward, while a chunk's logits are at hand."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        table: Tensor,
+        bias: Tensor | None,
+        weights: Tensor,
+        targets: Tensor,
+        first: int,
+        axis: Axis,
+        differentiable: bool,
+    ) -> Tensor:
+        wanted = [differentiable and needed for needed in ctx.needs_input_grad[:3]]
+        sums = [
+            torch.zeros_like(given, dtype=torch.float32) if need and given is not None else None
+            for given, need in zip((table, bias), wanted[1:], strict=True)
+        ]
+        loss = torch.zeros((), dtype=torch.float32, device=x.device)
+        rows: list[Tensor] = []
+        parts = (torch.split(x, CHUNK), torch.split(targets, CHUNK), torch.split(weights, CHUNK))
+        for part, wanted_ids, shares in zip(*parts, strict=True):
+            logits = torch.nn.functional.linear(part, table, bias).float()
+            losses, gradient = _loss_and_gradient(logits, wanted_ids, shares, first, axis)
+            loss += losses.dot(shares)
+            if not any(wanted):
+                continue
+            grad = gradient()
+            _add_bias_and_table(sums, grad, part)
+            if wanted[0]:
+                rows.append(grad.to(x.dtype) @ table)
+        made = [torch.cat(rows) if rows else None, *sums]
+        ctx.dtypes = (x.dtype, table.dtype, bias.dtype if bias is not None else None)
+        ctx.save_for_backward(*made)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        scaled = [
+            None if grad is None else (grad * grads[0]).to(dtype)
+            for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        ]
+        return (*scaled, None, None, None, None, None)
+
+
+def _loss_and_gradient(
+    logits: Tensor, targets: Tensor, weights: Tensor, first: int, axis: Axis
+) -> tuple[Tensor, Callable[[], Tensor]]:
+    """Return the loss of each target, [n], and what makes the gradient of their weighted sum, in the logits' place.
+
+    Sends one all-gather of 3n numbers: each rank's maximum, its sum of exponentials below that, and the target logit.
+    """
+    peak, _ = _max_or_floor(logits)
+    picked, owned = _own_target(logits, targets, first)
+    powers = logits.sub_(peak.unsqueeze(-1)).exp_()
+    found = all_gathered(torch.stack([peak, powers.sum(dim=-1), picked]), axis, 0).view(axis.ranks, 3, -1)
+    top = found[:, 0].amax(dim=0)
+    total = (found[:, 1] * (found[:, 0] - top).exp()).sum(dim=0)
+
+    def gradient() -> Tensor:
+        grad = powers.mul_(((peak - top).exp() * weights / total).unsqueeze(-1))
+        if grad.shape[-1]:
+            local = (targets - first).masked_fill(~owned, 0).unsqueeze(-1)
+            grad.scatter_add_(-1, local, torch.where(owned, -weights, 0.0).unsqueeze(-1))
+        return grad
+
+    return top + total.log() - found[:, 2].sum(dim=0), gradient
+
+
+def _add_bias_and_table(sums: Sequence[Tensor | None], grad: Tensor, x: Tensor) -> None:
+    """Add one chunk's gradients of table and bias to float32 `sums`."""
+    table, bias = sums
+    if bias is not None:
+        bias += grad.sum(dim=0)
+    if table is None:
+        return
+    if x.dtype == torch.float32:
+        table.addmm_(grad.T, x)
+    else:
+        table += grad.to(x.dtype).T @ x
+
+
+def linear_cross_entropy(
+    x: Tensor,
+    table: Tensor,
+    targets: Tensor,
+    *,
+    bias: Tensor | None = None,
+    first: int,
+    axis: Axis,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """Return the fp32 sum of weights * negative log-likelihood of the targets, without ever holding all logits.
+
+    Args:
+        x: [n, hidden], equal on all ranks and passed through `enter`: its gradient is this rank's part.
+        table: [columns, hidden] this rank's rows of the output table, those of ids `first`, `first + 1`, ...; none
+            that are padding.  Of x's dtype, in which the matrix products are made; softmax and sums are fp32.
+        targets: [n] int64, equal on all ranks.
+        bias: [columns] to add to the logits.
+        first: the vocabulary id of row 0 of `table`.
+        axis: the tensor axis.
+        weights: [n] fp32 (default: all 1), not differentiable.
+
+    `CHUNK` positions at a time: their logits, loss and gradients, as Liger-Kernel does it (arXiv 2410.10989); backward
+    only scales.  Sends one all-gather of 3 numbers per position and rank, in forward.
+    """
+    shares = torch.ones(targets.shape, device=x.device) if weights is None else weights.float()
+    result: Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        x, table, bias, shares, targets, first, axis, torch.is_grad_enabled()
+    )
     return result

@@ -1,0 +1,234 @@
+"""Megatron's indexed dataset: token ids in `PREFIX.bin`, where each sequence and document lies in `PREFIX.idx`.
+
+The format is MMIDIDX, version 1, little-endian: a header of 34 bytes (9 of magic, version u64, dtype code u8, number
+of sequences u64, number of document boundaries u64), then int32 lengths, int64 byte offsets, int64 document
+boundaries and, for multimodal data, int8 modes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, overload
+
+import numpy as np
+
+from mpeval.errors import DataError, OutputError
+from mpeval.folders import unwritable, write_atomically
+
+MAGIC = b"MMIDIDX\x00\x00"
+LEGACY = b"TNTIDX\x00\x00"
+HEADER = struct.Struct("<9sQBQQ")
+DTYPES: dict[int, str] = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 6: "<f8", 7: "<f4", 8: "<u2"}
+_AGAIN = "the file is damaged or cut short; copy it again, or make it again with `mpeval preprocess`"
+Ids = np.ndarray[Any, Any]
+
+
+def dtype_for(vocab: int) -> np.dtype[Any]:
+    """Return the dtype that Megatron stores ids of a vocabulary in: uint16 below 65,500 tokens, else int32."""
+    return np.dtype("<u2" if vocab < 65500 else "<i4")
+
+
+def prefix_of(path: str | Path) -> Path:
+    """Return the prefix that a person meant by it, or by either of its two files."""
+    path = Path(path)
+    return path.with_name(path.name[:-4]) if path.suffix in {".bin", ".idx"} else path
+
+
+class IndexedDataset:
+    """Sequences of token ids on disk, memory-mapped: `dataset[i]` is a view of the file.
+
+    Attributes:
+        lengths: int32 [sequences], tokens of each.
+        pointers: int64 [sequences], where each begins in the `.bin` file, in bytes.
+        documents: int64 [documents + 1], the first sequence of each document, and the number of sequences last.
+        modes: int8 [sequences] of multimodal data, else None.
+    """
+
+    def __init__(self, prefix: str | Path) -> None:
+        """Map both files and check that they fit each other.
+
+        Raises:
+            DataError: a file is missing, damaged, or of another format.
+        """
+        self.prefix = prefix_of(prefix)
+        index, data = _existing(self.prefix)
+        raw = np.asarray(np.memmap(index, dtype=np.uint8, mode="r") if index.stat().st_size else np.zeros(0, np.uint8))
+        sequences, boundaries, self.dtype = _header(raw, index)
+        ends = np.cumsum([HEADER.size, 4 * sequences, 8 * sequences, 8 * boundaries]).tolist()
+        if len(raw) not in {ends[-1], ends[-1] + sequences}:
+            raise DataError(f"`{index}` has {len(raw):,} bytes, its header says {ends[-1]:,}", _AGAIN)
+        self.lengths: Ids = raw[ends[0] : ends[1]].view("<i4")
+        self.pointers: Ids = raw[ends[1] : ends[2]].view("<i8")
+        self.documents: Ids = raw[ends[2] : ends[3]].view("<i8")
+        self.modes: Ids | None = raw[ends[3] :].view("i1") if len(raw) > ends[3] else None
+        self._check(index, data)
+        empty = np.zeros(0, self.dtype)
+        # plain arrays: slicing a memmap object itself costs ten times as much
+        self._ids: Ids = np.asarray(np.memmap(data, dtype=self.dtype, mode="r")) if data.stat().st_size else empty
+        self._raw = raw
+
+    def _check(self, index: Path, data: Path) -> None:
+        size = self.dtype.itemsize
+        expected = np.cumsum(self.lengths, dtype=np.int64) * size
+        starts = np.concatenate([[0], expected[:-1]]) if len(expected) else expected
+        if np.any(self.lengths < 0) or not np.array_equal(starts, self.pointers):
+            raise DataError(f"`{index}` has offsets that are not the running sum of its lengths", _AGAIN)
+        boundaries = self.documents
+        ordered = len(boundaries) > 0 and boundaries[0] == 0 and boundaries[-1] == len(self)
+        if not ordered or np.any(np.diff(boundaries) < 0):
+            raise DataError(f"`{index}` has document boundaries that do not run from 0 to {len(self)}", _AGAIN)
+        total = int(expected[-1]) if len(expected) else 0
+        if data.stat().st_size != total:
+            raise DataError(f"`{data}` has {data.stat().st_size:,} bytes, its index says {total:,}", _AGAIN)
+
+    @property
+    def tokens(self) -> int:
+        """Number of all token ids."""
+        return len(self._ids)
+
+    @property
+    def digest(self) -> str:
+        """`sha256:...` of the index: what sample indices are made from."""
+        return "sha256:" + hashlib.sha256(self._raw).hexdigest()
+
+    def __len__(self) -> int:
+        """Return the number of sequences."""
+        return len(self.lengths)
+
+    @overload
+    def __getitem__(self, index: int) -> Ids: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Ids]: ...
+    def __getitem__(self, index: int | slice) -> Ids | list[Ids]:
+        """Return one sequence, or a list of them, without copying."""
+        if isinstance(index, slice):
+            return [self.get(number) for number in range(*index.indices(len(self)))]
+        return self.get(index)
+
+    def get(self, index: int, offset: int = 0, length: int | None = None) -> Ids:
+        """Return `length` ids (default: all that are left) of sequence `index` from `offset` on, without copying."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"sequence {index} of {len(self)}")
+        size = int(self.lengths[index])
+        begin = int(self.pointers[index]) // self.dtype.itemsize
+        end = size if length is None else offset + length
+        if not 0 <= offset <= end <= size:
+            raise IndexError(f"tokens {offset} to {end} of {size}")
+        return self._ids[begin + offset : begin + end]
+
+    def write(self, prefix: str | Path) -> None:
+        """Write the dataset again under another prefix: the same bytes."""
+        target = prefix_of(prefix)
+        write_atomically(target.with_name(f"{target.name}.bin"), self._ids.tobytes())
+        content = _index_bytes(self.dtype, self.lengths, self.documents, self.modes)
+        write_atomically(target.with_name(f"{target.name}.idx"), content)
+
+
+def _existing(prefix: Path) -> tuple[Path, Path]:
+    """Return both files of a prefix."""
+    index, data = (prefix.with_name(f"{prefix.name}{end}") for end in (".idx", ".bin"))
+    for path, other in ((index, data), (data, index)):
+        if not path.is_file():
+            beside = f"`{other.name}` is there without it" if other.is_file() else _neighbours(prefix)
+            raise DataError(f"no indexed dataset `{prefix}`: `{path}` does not exist", beside)
+    return index, data
+
+
+def _neighbours(prefix: Path) -> str:
+    folder = prefix.parent
+    found = sorted(path.stem for path in folder.glob("*.idx")) if folder.is_dir() else []
+    if found:
+        return f"`{folder}` holds: {', '.join(f'`{folder / name}`' for name in found[:6])}"
+    return "make one with `mpeval preprocess FILE --output PREFIX --tokenizer DIR`"
+
+
+def _header(raw: Ids, path: Path) -> tuple[int, int, np.dtype[Any]]:
+    """Return the numbers of sequences and document boundaries, and the dtype of ids."""
+    head = raw[: HEADER.size].tobytes()
+    if head.startswith(LEGACY):
+        raise DataError(
+            f"`{path}` is of the format before MMIDIDX (`--dataset-impl lazy` or `cached`)",
+            "make it again with `mpeval preprocess`, or by Megatron with `--dataset-impl mmap`",
+        )
+    if len(head) < HEADER.size or not head.startswith(MAGIC):
+        raise DataError(f"`{path}` is no index of Megatron's: it begins with {head[:9]!r}", _AGAIN)
+    _, version, code, sequences, boundaries = HEADER.unpack(head)
+    if version != 1 or code not in DTYPES:
+        raise DataError(f"`{path}` has version {version} and dtype code {code}, not 1 and one of 1 to 8", _AGAIN)
+    if max(sequences, boundaries) > len(raw):
+        raise DataError(f"`{path}` says {sequences:,} sequences but has {len(raw):,} bytes", _AGAIN)
+    return sequences, boundaries, np.dtype(DTYPES[code])
+
+
+def _index_bytes(dtype: np.dtype[Any], lengths: Ids, documents: Ids, modes: Ids | None = None) -> bytes:
+    code = next(code for code, name in DTYPES.items() if np.dtype(name) == dtype)
+    ends = np.cumsum(lengths, dtype=np.int64) * dtype.itemsize
+    pointers = np.concatenate([np.zeros(1, np.int64), ends[:-1]]) if len(ends) else ends
+    parts = [HEADER.pack(MAGIC, 1, code, len(lengths), len(documents))]
+    parts += [lengths.astype("<i4").tobytes(), pointers.astype("<i8").tobytes(), documents.astype("<i8").tobytes()]
+    return b"".join(parts) + (modes.tobytes() if modes is not None else b"")
+
+
+class IndexedWriter:
+    """Writes an indexed dataset sequence by sequence; both files appear when the block ends well, the index last."""
+
+    def __init__(self, prefix: str | Path, dtype: str | np.dtype[Any]) -> None:
+        """Open a temporary file beside `prefix`.
+
+        Raises:
+            OutputError: the folder cannot be written.
+        """
+        self.prefix = prefix_of(prefix)
+        self.dtype = np.dtype(dtype)
+        self._lengths: list[int] = []
+        self._documents = [0]
+        self._temporary = self.prefix.with_name(f".{self.prefix.name}.bin.{os.getpid()}")
+        try:
+            self.prefix.parent.mkdir(parents=True, exist_ok=True)
+            self._file: IO[bytes] = self._temporary.open("wb")
+        except OSError as error:
+            raise unwritable(self.prefix, error) from error
+
+    def add(self, ids: Sequence[int] | Ids) -> None:
+        """Append one sequence.
+
+        Raises:
+            OutputError: an id does not fit the dtype, or the disk is full.
+        """
+        values = np.asarray(ids)
+        cast = values.astype(self.dtype)
+        if not np.array_equal(cast, values):
+            raise OutputError(f"token ids up to {values.max()} do not fit {self.dtype}", "give a larger dtype")
+        try:
+            self._file.write(cast.tobytes())
+        except OSError as error:
+            raise unwritable(self.prefix, error) from error
+        self._lengths.append(len(cast))
+
+    def end_document(self) -> None:
+        """End the document that the sequences since the last call make up."""
+        self._documents.append(len(self._lengths))
+
+    def __enter__(self) -> IndexedWriter:
+        """Begin."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Put both files in place, or after an error remove what was written."""
+        if kind is not None:
+            self._file.close()
+            self._temporary.unlink(missing_ok=True)
+            return
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        os.replace(self._temporary, self.prefix.with_name(f"{self.prefix.name}.bin"))
+        content = _index_bytes(self.dtype, np.array(self._lengths, np.int32), np.array(self._documents, np.int64))
+        write_atomically(self.prefix.with_name(f"{self.prefix.name}.idx"), content)

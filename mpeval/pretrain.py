@@ -1,0 +1,352 @@
+"""Pretrain a GPT or BERT: check everything, build or resume, train, and say what came of it.
+
+The path of one step: `cli_train.pretrain` -> `pretrain.run` -> `loop.fit` -> `loop.step` -> `GPT.loss_sum`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mpeval import launch
+from mpeval.checkpoint.locate import TRACKER
+from mpeval.checkpoint.open import open_checkpoint
+from mpeval.config import ModelConfig
+from mpeval.corpus.indexed import IndexedDataset
+from mpeval.corpus.samples import Samples, SpecialIds, open_samples
+from mpeval.errors import OutputError, UsageError
+from mpeval.folders import unwritable, write_atomically
+from mpeval.journal import RUN_FILE, claim
+from mpeval.recipe import Recipe, find_recipe
+from mpeval.tokenizer import FILES, Tokenizer, find_tokenizer
+
+if TYPE_CHECKING:
+    from mpeval.checkpoint.training import Progress, TrainingState
+    from mpeval.parallel.group import Group
+    from mpeval.train.loop import Run
+
+SPECIAL = {"cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]", "pad": "[PAD]"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What `mpeval pretrain` was asked to do."""
+
+    recipe: str
+    data: tuple[str, ...]
+    tokenizer: Path | None = None
+    output: Path | None = None
+    settings: tuple[str, ...] = ()
+    tp: int | None = None
+    dp: int | None = None
+    device: str = "auto"
+    keep: int = 0
+    tensorboard: bool = False
+    quiet: bool = False
+    command: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Everything checked before a weight is drawn or read."""
+
+    recipe: Recipe
+    config: ModelConfig
+    tokenizer: Tokenizer
+    corpora: tuple[tuple[float, IndexedDataset], ...]
+    output: Path
+    state: TrainingState | None
+
+
+def run(options: Options) -> None:
+    """Pretrain with as many ranks as asked for: new local processes, or as one of torchrun's or Slurm's."""
+    options = replace(options, device=launch.device_of(options.device))
+    world = launch.world_of(os.environ)
+    tp, dp = launch.sizes(options.tp, options.dp, world)
+    if world is None and tp * dp > 1:
+        plan(options, tp, dp)  # a mistake is better reported once, before any rank starts
+        launch.run_local(tp * dp, run_rank, options, graceful=True)
+    else:
+        run_rank(world, options)
+
+
+def run_rank(world: launch.World | None, options: Options) -> None:
+    """Pretrain as one rank; every rank holds the same plan, the first one prints."""
+    tp, dp = launch.sizes(options.tp, options.dp, world)
+    with launch.joined(world, tp=tp, dp=dp, device=options.device) as group:
+        pretrain(plan(options, tp, dp), options, group)
+
+
+def plan(options: Options, tp: int, dp: int) -> Plan:
+    """Check recipe, tokenizer, data and output folder, in that order.
+
+    Raises:
+        MpevalError: whatever is missing or does not fit.
+    """
+    recipe = find_recipe(options.recipe, options.settings)
+    recipe.micro_batch(dp)
+    if not options.data:
+        raise UsageError("no data to train on", "give `--data PREFIX`, as `mpeval preprocess` wrote it")
+    if options.output is None:
+        raise UsageError("no folder to write to", "give `--output DIR`")
+    if options.keep < 0:
+        raise UsageError(f"`--keep {options.keep}` is not a number of checkpoints", "give 1 or more, or 0 for all")
+    tokenizer = find_tokenizer(options.tokenizer, [])
+    config = recipe.config(tokenizer.size, tp)
+    config.check_ranks(tp)
+    corpora = tuple((weight, IndexedDataset(prefix)) for weight, prefix in weighted(options.data))
+    state = _state(options.output, config)
+    return Plan(recipe=recipe, config=config, tokenizer=tokenizer, corpora=corpora, output=options.output, state=state)
+
+
+def weighted(data: Sequence[str]) -> list[tuple[float, str]]:
+    """Read `[WEIGHT] PREFIX ...` as Megatron does: all corpora have a weight, or none (then their size decides).
+
+    Raises:
+        UsageError: a weight without a corpus, or some with and some without.
+    """
+    made: list[tuple[float, str]] = []
+    weight: float | None = None
+    weights = 0
+    for word in data:
+        if weight is None and (number := _number(word)) is not None:
+            weight, weights = number, weights + 1
+        else:
+            made.append((weight if weight is not None else 0.0, word))
+            weight = None
+    if weight is not None or weights not in {0, len(made)}:
+        raise UsageError(
+            f"`--data {' '.join(data)}` gives some corpora a weight and others none",
+            "write `--data 0.3 FIRST 0.7 SECOND`, or no weight at all",
+        )
+    return made if weights else [(float(IndexedDataset(prefix).tokens), prefix) for _, prefix in made]
+
+
+def _number(word: str) -> float | None:
+    if Path(f"{word}.idx").exists():
+        return None
+    try:
+        return float(word)
+    except ValueError:
+        return None
+
+
+def _state(output: Path, config: ModelConfig) -> TrainingState | None:
+    """Open what an earlier run into the folder saved; None for a new run.
+
+    Raises:
+        OutputError: the folder holds something else.
+    """
+    if not output.exists():
+        return None
+    if not output.is_dir():
+        raise OutputError(f"`{output}` is a file", "give a folder by `--output`")
+    if (output / TRACKER).is_file():
+        from mpeval.checkpoint.training import read_training_state
+
+        checkpoint = open_checkpoint(output)
+        if checkpoint.config.computed() != config.computed():
+            raise OutputError(f"`{output}` holds another model than the recipe's", "give another folder by `--output`")
+        return read_training_state(checkpoint)
+    if any(output.iterdir()) and not (output / RUN_FILE).is_file():
+        names = ", ".join(f"`{item.name}`" for item in sorted(output.iterdir())[:6])
+        raise OutputError(f"`{output}` is no run of `mpeval pretrain`: it holds {names}", "give an empty folder")
+    return None
+
+
+def pretrain(made: Plan, options: Options, group: Group) -> None:
+    """Build or resume this rank's part of the run, train it, and report on the first rank."""
+    from mpeval.parallel.gradients import barrier
+    from mpeval.train.build import build
+    from mpeval.train.memory import keep_memory
+    from mpeval.train.saving import clean
+
+    if group.device.type == "cpu":
+        keep_memory()
+    barrier(group.world)  # every rank has looked at the output folder before the first one writes to it
+    if group.world.rank == 0:
+        _claim(made)
+        clean(made.output)
+        train, valid = _samples(made)
+        barrier(group.world)
+    else:
+        barrier(group.world)
+        train, valid = _samples(made)
+    ready, progress = build(
+        made.recipe,
+        made.config,
+        group,
+        train=train,
+        valid=valid,
+        state=made.state,
+        output=made.output,
+        keep=options.keep,
+    )
+    _train(ready, progress, made, options)
+
+
+def _claim(made: Plan) -> None:
+    """Make the output folder this run's own, with its recipe and tokenizer in it."""
+    try:
+        made.output.mkdir(parents=True, exist_ok=True)
+        corpora = [[weight, dataset.digest] for weight, dataset in made.corpora]
+        claim(made.output / RUN_FILE, {**made.recipe.identity(), "tokenizer": made.tokenizer.digest, "data": corpora})
+        write_atomically(made.output / "recipe.toml", made.recipe.toml())
+        copy_tokenizer(made.tokenizer.path, made.output)
+    except OSError as error:
+        raise unwritable(made.output, error) from error
+
+
+def copy_tokenizer(folder: Path, to: Path) -> None:
+    """Copy a tokenizer's files, so that what is trained can be evaluated as it is."""
+    names = {name for names in FILES for name in names} | {"tokenizer_config.json", "special_tokens_map.json"}
+    for name in sorted(names):
+        if (folder / name).is_file() and (folder / name).resolve() != (to / name).resolve():
+            write_atomically(to / name, (folder / name).read_bytes())
+
+
+def _samples(made: Plan) -> tuple[Samples, Samples | None]:
+    """Open the training samples of the whole run and the validation samples, if they are evaluated."""
+    training, family = made.recipe.training, made.recipe.family
+    folder = made.corpora[0][1].prefix.parent
+    cache = folder / "index-cache" if os.access(folder, os.W_OK) else made.output / "index-cache"
+
+    def part(name: str, samples: int) -> Samples:
+        return open_samples(
+            "bert" if family == "bert" else "gpt",
+            made.corpora,
+            split=training.split,
+            part=name,  # type: ignore[arg-type]
+            samples=samples,
+            sequence=made.recipe.sequence,
+            seed=training.seed,
+            cache=cache,
+            special=special_ids(made.tokenizer) if family == "bert" else None,
+            short_share=training.short_share,
+            mask_share=training.mask_share,
+            ngrams=training.mask_ngrams,
+            binary_head=made.config.binary_head,
+        )
+
+    valid = part("valid", training.evaluate_batches * training.batch) if training.evaluate_every else None
+    return part("train", training.steps * training.batch), valid
+
+
+def special_ids(tokenizer: Tokenizer) -> SpecialIds:
+    """Return the ids that BERT samples are built with, and which pieces go on with a word.
+
+    Raises:
+        TokenizerError: the tokenizer lacks one: it is not a BERT's.
+    """
+    import numpy as np
+
+    ids = {name: tokenizer.special_id(token) for name, token in SPECIAL.items()}
+    continuation = np.array([piece.startswith("##") for piece in tokenizer.pieces()])
+    return SpecialIds(**ids, vocab=tokenizer.size, continuation=continuation)
+
+
+def _train(ready: Run, progress: Progress, made: Plan, options: Options) -> None:
+    """Train with progress on the screen, then say how it ended."""
+    from mpeval.report import line
+    from mpeval.report import progress as shown_progress
+    from mpeval.train.loop import fit
+
+    group, training = ready.model.group, made.recipe.training
+    first = group.world.rank == 0
+    talks = first and not options.quiet
+    if talks:
+        line(_opening(ready, progress, made), stderr=True)
+    board = _board(made.output, progress.step) if options.tensorboard and first else None
+    tokens = training.batch * made.recipe.sequence
+    last: dict[str, Any] = {}
+    with shown_progress(made.recipe.name, training.steps, done=progress.step, shown=talks) as advance:
+
+        def notice(record: dict[str, Any]) -> None:
+            last.update(record)
+            loss = record["loss"]
+            advance(1, tokens, f"loss {loss:.3f}" if loss is not None else "overflow")
+            if board:
+                for name, value in record.items():
+                    if name != "step" and value is not None:
+                        board.add_scalar(name, value, record["step"])
+
+        progress, stopped = fit(ready, progress, notice)
+    if ready.metrics:
+        ready.metrics.close()
+    if board:
+        board.close()
+    if first:
+        _close(progress, stopped, last, made, options)
+
+
+def _opening(ready: Run, progress: Progress, made: Plan) -> str:
+    group, config = ready.model.group, made.config
+    where = f"goes on after step {progress.step}" if progress.step else "begins"
+    return (
+        f"{made.recipe.name} {where}: {config.parameters():,} parameters, {made.recipe.training.dtype}, "
+        f"tp {group.tp.ranks} x dp {group.dp.ranks} on {group.device.type}, "
+        f"matmul roof {ready.roof / 1e9:,.0f} GFLOP/s"
+    )
+
+
+def _board(output: Path, step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UsageError(
+            "`--tensorboard` needs the package `tensorboard`", "pip install 'mpeval[tensorboard]'"
+        ) from error
+    return SummaryWriter(str(output / "tensorboard"), purge_step=step + 1)
+
+
+def _close(progress: Progress, stopped: bool, last: dict[str, Any], made: Plan, options: Options) -> None:
+    """Draw the loss curve and say where everything is, and how to go on."""
+    from mpeval.plot import plot
+    from mpeval.report import line
+
+    steps = made.recipe.training.steps
+    if stopped:
+        line(f"stopped and saved after step {progress.step} of {steps}; go on with:", stderr=True)
+        line(f"  {shlex.join(options.command or ('mpeval', *sys.argv[1:]))}", stderr=True)
+        return
+    drawn = plot([made.output], None) if last or (made.output / "metrics.jsonl").stat().st_size else []
+    if options.quiet:
+        return
+    if not last:
+        line(f"`{made.output}` already holds all {steps} steps; more with `--set steps=N`")
+        return
+    valid = f", validation loss {last['valid_loss']:.4f}" if "valid_loss" in last else ""
+    loss = f"{last['loss']:.4f}" if last["loss"] is not None else "overflowed"
+    line(
+        f"step {progress.step}: loss {loss}{valid}, {last['tokens_per_second']:,.0f} tokens/s, "
+        f"{100 * last['roof_share']:.0f} % of the matmul roof"
+    )
+    line(f"checkpoint {made.output / f'iter_{progress.step:07d}'}; metrics {made.output / 'metrics.jsonl'}")
+    line(f"loss curve {', '.join(str(path) for path in drawn)}")
+
+
+def dry_run(options: Options, *, as_json: bool) -> None:
+    """Print what a run would cost, without data or weights."""
+    from mpeval.estimate import estimate, show
+    from mpeval.report import table
+
+    recipe = find_recipe(options.recipe, options.settings)
+    tp, dp = launch.sizes(options.tp, options.dp, None)
+    recipe.micro_batch(dp)
+    vocab = (
+        find_tokenizer(options.tokenizer, []).size if options.tokenizer else {"bert": 30522}.get(recipe.family, 50257)
+    )
+    recipe.config(vocab, tp).check_ranks(tp)
+    made = estimate(recipe, vocab=vocab, tp=tp, dp=dp)
+    if as_json:
+        sys.stdout.write(json.dumps(asdict(made), indent=2) + "\n")
+        return
+    table(
+        f"{recipe.name} on tp {tp} x dp {dp}, {vocab:,} tokens", ("what", "value", "how"), show(made), right=("value",)
+    )
