@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mpeval import __version__, cli_checkpoint, cli_train
+from mpeval import __version__, cli_checkpoint, cli_corpus, cli_data, cli_train
 from mpeval.cli_options import (
     AllowOption,
     CheckpointArg,
@@ -28,6 +28,7 @@ tasks_app = typer.Typer(no_args_is_help=True, help="List, show and check benchma
 leaderboard_app = typer.Typer(no_args_is_help=True, help="Show and publish recorded results.", rich_markup_mode=None)
 app.add_typer(tasks_app, name="tasks")
 app.add_typer(leaderboard_app, name="leaderboard")
+app.add_typer(cli_corpus.corpus_app, name="corpus")
 
 
 def _show_version(wanted: bool) -> None:
@@ -42,7 +43,7 @@ def top(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Evaluate, convert and verify sharded Megatron checkpoints, on a CPU or on GPUs."""
+    """Train, evaluate, convert and verify sharded Megatron checkpoints, on a CPU or on GPUs."""
 
 
 @app.command()
@@ -115,6 +116,7 @@ for command in (
     cli_checkpoint.convert,
     cli_checkpoint.verify,
     cli_checkpoint.diff,
+    cli_data.preprocess,
     cli_train.pretrain,
     cli_train.plot,
 ):

@@ -242,7 +242,7 @@ def joined(world: World | None, *, tp: int, dp: int, device: str) -> Iterator[Gr
     if world is None or world.ranks == 1:
         yield Group.single(where)
         return
-    if where.type == "cpu":
+    if where.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world.local_ranks))
     try:
         watch = _meet(world, where.type)
@@ -274,7 +274,10 @@ def _meet(world: World, device: str) -> _Watch:
     else:
         host, _, port = world.address.rpartition(":")
         os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = host, port
-        dist.init_process_group(backend, init_method="env://", rank=world.rank, world_size=world.ranks)
+        met, _, _ = next(iter(dist.rendezvous("env://", world.rank, world.ranks)))  # type: ignore[attr-defined]
+        # torchrun's store outlives ranks that it starts again: what the dead ones left in it must not be found
+        store = dist.PrefixStore(f"mpeval/{world.attempt}", met)  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.ranks)
         watched = dist.TCPStore(host, int(port), None, False)  # type: ignore[attr-defined]
     return _Watch(watched, world)
 

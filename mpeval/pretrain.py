@@ -49,6 +49,8 @@ class Options:
     keep: int = 0
     tensorboard: bool = False
     quiet: bool = False
+    draw: bool = True
+    """Whether the loss curve is drawn at the end."""
     command: tuple[str, ...] = ()
 
 
@@ -78,7 +80,11 @@ def run(options: Options) -> None:
 
 def run_rank(world: launch.World | None, options: Options) -> None:
     """Pretrain as one rank; every rank holds the same plan, the first one prints."""
+    from mpeval.train.memory import keep_memory
+
     tp, dp = launch.sizes(options.tp, options.dp, world)
+    if options.device == "cpu":
+        keep_memory()
     with launch.joined(world, tp=tp, dp=dp, device=options.device) as group:
         pretrain(plan(options, tp, dp), options, group)
 
@@ -164,11 +170,8 @@ def pretrain(made: Plan, options: Options, group: Group) -> None:
     """Build or resume this rank's part of the run, train it, and report on the first rank."""
     from mpeval.parallel.gradients import barrier
     from mpeval.train.build import build
-    from mpeval.train.memory import keep_memory
     from mpeval.train.saving import clean
 
-    if group.device.type == "cpu":
-        keep_memory()
     barrier(group.world)  # every rank has looked at the output folder before the first one writes to it
     if group.world.rank == 0:
         _claim(made)
@@ -277,8 +280,6 @@ def _train(ready: Run, progress: Progress, made: Plan, options: Options) -> None
                         board.add_scalar(name, value, record["step"])
 
         progress, stopped = fit(ready, progress, notice)
-    if ready.metrics:
-        ready.metrics.close()
     if board:
         board.close()
     if first:
@@ -315,11 +316,12 @@ def _close(progress: Progress, stopped: bool, last: dict[str, Any], made: Plan, 
         line(f"stopped and saved after step {progress.step} of {steps}; go on with:", stderr=True)
         line(f"  {shlex.join(options.command or ('mpeval', *sys.argv[1:]))}", stderr=True)
         return
-    drawn = plot([made.output], None) if last or (made.output / "metrics.jsonl").stat().st_size else []
-    if options.quiet:
-        return
-    if not last:
+    if not last and not options.quiet:
         line(f"`{made.output}` already holds all {steps} steps; more with `--set steps=N`")
+    if not last:
+        return
+    drawn = plot([made.output], None) if options.draw else []
+    if options.quiet:
         return
     valid = f", validation loss {last['valid_loss']:.4f}" if "valid_loss" in last else ""
     loss = f"{last['loss']:.4f}" if last["loss"] is not None else "overflowed"

@@ -90,7 +90,7 @@ class Training:
         at_least |= dict.fromkeys(("evaluate_every", "weight_decay", "clip", "min_lr", "short_share", "seed"), 0)
         for name, low in at_least.items():
             _need(name, getattr(self, name), getattr(self, name) >= low, f"at least {low}")
-        for name in ("lr", "adam_eps", "loss_scale", "bucket_megabytes"):
+        for name in ("lr", "adam_eps", "loss_scale", "bucket_megabytes", "mask_share"):
             _need(name, getattr(self, name), 0 < getattr(self, name) < math.inf, "above 0 and finite")
         for name in ("beta1", "beta2", "mask_share", "short_share"):
             _need(name, getattr(self, name), 0 <= getattr(self, name) < 1, "at least 0 and below 1")

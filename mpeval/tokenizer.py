@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +17,12 @@ FILES = (
     ("vocab.json", "merges.txt"),
     ("encoder.json", "vocab.bpe"),
     ("gpt2-vocab.json", "gpt2-merges.txt"),
-    ("vocab.txt",),
 )
-"""The file names a tokenizer comes under, in order of preference; the last is BERT's."""
+"""The file names a GPT-2 tokenizer comes under, in order of preference."""
+WORDPIECE = ("vocab.txt",)
+"""The one a BERT's comes under, where there is no `tokenizer.json`."""
 SETTINGS = "tokenizer_config.json"
-"""What may lie beside a `vocab.txt`: its `do_lower_case` says whether letters are lowered."""
+"""What may lie beside a `vocab.txt` and say how text is normalized."""
 END_OF_TEXT = "<|endoftext|>"
 
 
@@ -63,7 +65,8 @@ class Tokenizer:
         if found is None:
             raise TokenizerError(
                 f"the tokenizer in `{self.path}` has no `{token}` token",
-                "a BERT needs a WordPiece tokenizer with [CLS], [SEP], [MASK] and [PAD]: a folder with `vocab.txt`",
+                "give another tokenizer by `--tokenizer DIR`: a BERT's has [CLS], [SEP], [MASK] and [PAD], "
+                "a GPT's <|endoftext|>",
             )
         return int(found)
 
@@ -91,13 +94,13 @@ def find_tokenizer(given: Path | None, beside: Sequence[Path]) -> Tokenizer:
     """
     folders = [given] if given is not None else list(dict.fromkeys(beside))
     for folder in folders:
-        if folder.is_file() and folder.name == "tokenizer.json":
+        if folder.is_file() and (folder.name,) in {FILES[0], WORDPIECE}:
             return _load((folder,))
-        for names in FILES:
+        for names in (*FILES, WORDPIECE):
             paths = tuple(folder / name for name in names)
             if all(path.is_file() for path in paths):
                 return _load(paths)
-    wanted = " or ".join(" + ".join(f"`{name}`" for name in names) for names in (*FILES[:3], FILES[-1]))
+    wanted = " or ".join(" + ".join(f"`{name}`" for name in names) for names in (*FILES[:3], WORDPIECE))
     if given is not None and not given.exists():
         raise TokenizerError(f"no such tokenizer: `{given}` does not exist", f"pass a folder with {wanted}")
     where = ", ".join(f"`{folder}`" for folder in folders)
@@ -109,7 +112,7 @@ def _load(paths: tuple[Path, ...]) -> Tokenizer:
     from tokenizers import decoders, models, pre_tokenizers
 
     try:
-        if paths[0].name == "vocab.txt":
+        if (paths[0].name,) == WORDPIECE:
             backend = _wordpiece(paths[0])
         elif len(paths) == 1:
             backend = Backend.from_file(str(paths[0]))
@@ -122,8 +125,12 @@ def _load(paths: tuple[Path, ...]) -> Tokenizer:
     except Exception as error:  # the Rust side raises bare Exception for any unreadable file
         names = ", ".join(f"`{path}`" for path in paths)
         raise TokenizerError(f"the tokenizer in {names} cannot be read: {error}", "copy its files again") from error
+    # a file may ask for every text to be cut or filled up to a length, as those for sentence vectors do
+    backend.no_truncation()
+    backend.no_padding()
     digest = hashlib.sha256()
-    for path in paths:
+    settings = paths[0].with_name(SETTINGS)
+    for path in (*paths, settings) if (paths[0].name,) == WORDPIECE and settings.is_file() else paths:
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     ids = backend.get_vocab(with_added_tokens=True).values()
     return Tokenizer(
@@ -135,23 +142,28 @@ def _load(paths: tuple[Path, ...]) -> Tokenizer:
 
 
 def _wordpiece(path: Path) -> Any:
-    """Return BERT's tokenizer over a `vocab.txt`.
+    """Return BERT's tokenizer over a `vocab.txt`, normalizing as `tokenizer_config.json` beside it says.
 
-    Letters are lowered as `tokenizer_config.json` beside it says or, without one, unless a whole word of the
-    vocabulary begins with a capital letter.
+    Without that file letters are lowered unless a token of the vocabulary, special ones like `[CLS]` apart, has a
+    capital: a lowered text could never use it.
     """
     from tokenizers import Tokenizer as Backend
     from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-    pieces = path.read_text(encoding="utf-8").splitlines()
+    # not `splitlines`, which also splits at characters that are tokens of the multilingual vocabularies
+    pieces = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     settings = path.with_name(SETTINGS)
     known = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
-    lowered = known.get("do_lower_case", not any(piece[:1].isupper() for piece in pieces))
-    unknown = "[UNK]"
+    capital = any(piece != piece.lower() for piece in pieces if not re.fullmatch(r"\[.+\]", piece))
+    unknown = known.get("unk_token", "[UNK]")
     if unknown not in pieces:
         raise TokenizerError(f"`{path}` has no `{unknown}` token, so it is no BERT's", "copy the file again")
     backend = Backend(models.WordPiece({piece: token for token, piece in enumerate(pieces)}, unk_token=unknown))
-    backend.normalizer = normalizers.BertNormalizer(lowercase=bool(lowered))
+    backend.normalizer = normalizers.BertNormalizer(
+        lowercase=known.get("do_lower_case", not capital),
+        strip_accents=known.get("strip_accents"),
+        handle_chinese_chars=known.get("tokenize_chinese_chars", True),
+    )
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece()
     return backend

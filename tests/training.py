@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import random
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from making import ROWS, VOCAB, tokenizer_json
 from ranks import run_ranks
 from tokenizers import Tokenizer
@@ -55,16 +58,33 @@ def options_for(
     corpus: tuple[str, Path], output: Path, *settings: str, recipe: str = "gpt-tiny", **more: Any
 ) -> Options:
     """Return the options of a quiet run of a small model."""
-    prefix, tokenizer = corpus
+    prefix, tokenizer = corpus  # settings given later win
     values = {"data": (prefix,), "tokenizer": tokenizer, "output": output, "settings": (*SMALL, *settings)}
-    return Options(recipe=recipe, quiet=True, device="cpu", **{**values, **more})
+    return Options(recipe=recipe, quiet=True, draw=False, device="cpu", **{**values, **more})
 
 
 def train(options: Options, *, tp: int = 1, dp: int = 1, timeout: float = 120.0) -> list[dict[str, Any]]:
     """Run training on `tp * dp` forked ranks and return the lines of its metrics."""
+    _warm(options.recipe)
     run_ranks(_train, tp * dp, options, tp, dp, tp=tp, timeout=timeout)
     assert options.output is not None
     return metrics(options.output)
+
+
+@functools.cache
+def _warm(recipe: str) -> None:
+    """Import and compile here, once, what every forked rank would have to."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        made = (make_bert_corpus if "bert" in recipe else make_gpt_corpus)(folder / "corpus", documents=20)
+        options = options_for(made, folder / "run", "steps=1", recipe=recipe, data=("0.5", made[0], "0.5", made[0]))
+        with torch.random.fork_rng():
+            fit_here(options)
+
+
+def fit_here(options: Options) -> None:
+    """Run training in this process, alone."""
+    pretrain(plan(options, 1, 1), options, Group.single())
 
 
 def _train(group: Group, options: Options, tp: int, dp: int) -> None:

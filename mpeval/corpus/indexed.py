@@ -7,10 +7,12 @@ boundaries and, for multimodal data, int8 modes.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import struct
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, overload
@@ -18,12 +20,14 @@ from typing import IO, Any, overload
 import numpy as np
 
 from mpeval.errors import DataError, OutputError
-from mpeval.folders import unwritable, write_atomically
+from mpeval.folders import unwritable
 
 MAGIC = b"MMIDIDX\x00\x00"
 LEGACY = b"TNTIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQQ")
 DTYPES: dict[int, str] = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 6: "<f8", 7: "<f4", 8: "<u2"}
+CHUNK = 1 << 20
+"""Values handled at a time when a file is written, so that one of any size passes through little memory."""
 _AGAIN = "the file is damaged or cut short; copy it again, or make it again with `mpeval preprocess`"
 Ids = np.ndarray[Any, Any]
 
@@ -94,7 +98,7 @@ class IndexedDataset:
     @property
     def digest(self) -> str:
         """`sha256:...` of the index: what sample indices are made from."""
-        return "sha256:" + hashlib.sha256(self._raw).hexdigest()
+        return "sha256:" + hashlib.sha256(self._raw.data).hexdigest()
 
     def __len__(self) -> int:
         """Return the number of sequences."""
@@ -123,15 +127,29 @@ class IndexedDataset:
 
     def write(self, prefix: str | Path) -> None:
         """Write the dataset again under another prefix: the same bytes."""
-        target = prefix_of(prefix)
-        write_atomically(target.with_name(f"{target.name}.bin"), self._ids.tobytes())
-        content = _index_bytes(self.dtype, self.lengths, self.documents, self.modes)
-        write_atomically(target.with_name(f"{target.name}.idx"), content)
+        index, data = files_of(prefix_of(prefix))
+        temporary = temporary_of(data)
+        try:
+            data.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                for piece in _pieces(self._ids, self.dtype):
+                    file.write(piece)
+                sync(file)
+            put_in_place(temporary, data, index, index_bytes(self.dtype, self.lengths, self.documents, self.modes))
+        except OSError as error:
+            raise unwritable(data, error) from error
+        finally:
+            discard(temporary)
+
+
+def files_of(prefix: Path) -> tuple[Path, Path]:
+    """Return the paths of the index and of the ids."""
+    return prefix.with_name(f"{prefix.name}.idx"), prefix.with_name(f"{prefix.name}.bin")
 
 
 def _existing(prefix: Path) -> tuple[Path, Path]:
     """Return both files of a prefix."""
-    index, data = (prefix.with_name(f"{prefix.name}{end}") for end in (".idx", ".bin"))
+    index, data = files_of(prefix)
     for path, other in ((index, data), (data, index)):
         if not path.is_file():
             beside = f"`{other.name}` is there without it" if other.is_file() else _neighbours(prefix)
@@ -140,7 +158,7 @@ def _existing(prefix: Path) -> tuple[Path, Path]:
 
 
 def _neighbours(prefix: Path) -> str:
-    folder = prefix.parent
+    folder = prefix if prefix.is_dir() else prefix.parent
     found = sorted(path.stem for path in folder.glob("*.idx")) if folder.is_dir() else []
     if found:
         return f"`{folder}` holds: {', '.join(f'`{folder / name}`' for name in found[:6])}"
@@ -158,20 +176,74 @@ def _header(raw: Ids, path: Path) -> tuple[int, int, np.dtype[Any]]:
     if len(head) < HEADER.size or not head.startswith(MAGIC):
         raise DataError(f"`{path}` is no index of Megatron's: it begins with {head[:9]!r}", _AGAIN)
     _, version, code, sequences, boundaries = HEADER.unpack(head)
-    if version != 1 or code not in DTYPES:
-        raise DataError(f"`{path}` has version {version} and dtype code {code}, not 1 and one of 1 to 8", _AGAIN)
-    if max(sequences, boundaries) > len(raw):
-        raise DataError(f"`{path}` says {sequences:,} sequences but has {len(raw):,} bytes", _AGAIN)
+    if version != 1:
+        raise DataError(f"`{path}` is of version {version} of the format, not 1", _AGAIN)
+    if code not in DTYPES:
+        raise DataError(f"`{path}` has dtype code {code}, not one of 1 to {max(DTYPES)}", _AGAIN)
+    for count, what in ((sequences, "sequences"), (boundaries, "document boundaries")):
+        if count > len(raw):
+            raise DataError(f"`{path}` says {count:,} {what} but has {len(raw):,} bytes", _AGAIN)
     return sequences, boundaries, np.dtype(DTYPES[code])
 
 
-def _index_bytes(dtype: np.dtype[Any], lengths: Ids, documents: Ids, modes: Ids | None = None) -> bytes:
+def index_bytes(dtype: np.dtype[Any], lengths: Ids, documents: Ids, modes: Ids | None = None) -> Iterator[bytes]:
+    """Give the content of an `.idx` file, a piece at a time."""
     code = next(code for code, name in DTYPES.items() if np.dtype(name) == dtype)
-    ends = np.cumsum(lengths, dtype=np.int64) * dtype.itemsize
-    pointers = np.concatenate([np.zeros(1, np.int64), ends[:-1]]) if len(ends) else ends
-    parts = [HEADER.pack(MAGIC, 1, code, len(lengths), len(documents))]
-    parts += [lengths.astype("<i4").tobytes(), pointers.astype("<i8").tobytes(), documents.astype("<i8").tobytes()]
-    return b"".join(parts) + (modes.tobytes() if modes is not None else b"")
+    yield HEADER.pack(MAGIC, 1, code, len(lengths), len(documents))
+    yield from _pieces(lengths, "<i4")
+    begin = 0
+    for start in range(0, len(lengths), CHUNK):
+        ends = begin + np.cumsum(lengths[start : start + CHUNK], dtype="<i8") * dtype.itemsize
+        yield np.concatenate([np.array([begin], "<i8"), ends[:-1]]).tobytes()
+        begin = int(ends[-1])
+    yield from _pieces(documents, "<i8")
+    if modes is not None:
+        yield from _pieces(modes, "i1")
+
+
+def _pieces(values: Ids, dtype: str | np.dtype[Any]) -> Iterator[bytes]:
+    for start in range(0, len(values), CHUNK):
+        yield values[start : start + CHUNK].astype(dtype).tobytes()
+
+
+def temporary_of(path: Path) -> Path:
+    """Return the name that a file is written under before it is renamed to `path`."""
+    return path.with_name(f".{path.name}.{os.getpid()}")
+
+
+def sync(file: IO[bytes]) -> None:
+    """Force what was written to a file to disk."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def discard(temporary: Path) -> None:
+    """Remove a temporary file where there is one; its folder may never have been."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        temporary.unlink()
+
+
+def put_in_place(ids: Path, data: Path, index: Path, content: Iterable[bytes]) -> None:
+    """Rename finished `ids` to `data` and write `content` to `index`, which appears last.
+
+    The index of a dataset that is replaced goes first, so that at no moment an index stands beside other ids.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    temporary = temporary_of(index)
+    try:
+        with temporary.open("wb") as file:
+            for piece in content:
+                file.write(piece)
+            sync(file)
+        index.unlink(missing_ok=True)
+        os.replace(ids, data)
+        os.replace(temporary, index)
+    except OSError as error:
+        raise unwritable(index, error) from error
+    finally:
+        discard(temporary)
 
 
 class IndexedWriter:
@@ -185,9 +257,9 @@ class IndexedWriter:
         """
         self.prefix = prefix_of(prefix)
         self.dtype = np.dtype(dtype)
-        self._lengths: list[int] = []
-        self._documents = [0]
-        self._temporary = self.prefix.with_name(f".{self.prefix.name}.bin.{os.getpid()}")
+        self._lengths = array("i")
+        self._documents = array("q", [0])
+        self._temporary = temporary_of(files_of(self.prefix)[1])
         try:
             self.prefix.parent.mkdir(parents=True, exist_ok=True)
             self._file: IO[bytes] = self._temporary.open("wb")
@@ -203,7 +275,9 @@ class IndexedWriter:
         values = np.asarray(ids)
         cast = values.astype(self.dtype)
         if not np.array_equal(cast, values):
-            raise OutputError(f"token ids up to {values.max()} do not fit {self.dtype}", "give a larger dtype")
+            raise OutputError(
+                f"token ids from {values.min()} to {values.max()} do not fit {self.dtype}", "give a larger dtype"
+            )
         try:
             self._file.write(cast.tobytes())
         except OSError as error:
@@ -222,13 +296,19 @@ class IndexedWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Put both files in place, or after an error remove what was written."""
-        if kind is not None:
+        try:
+            if kind is None:
+                assert self._documents[-1] == len(self._lengths), "the last document was not ended"
+                self._finish()
+        finally:
             self._file.close()
-            self._temporary.unlink(missing_ok=True)
-            return
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        os.replace(self._temporary, self.prefix.with_name(f"{self.prefix.name}.bin"))
-        content = _index_bytes(self.dtype, np.array(self._lengths, np.int32), np.array(self._documents, np.int64))
-        write_atomically(self.prefix.with_name(f"{self.prefix.name}.idx"), content)
+            discard(self._temporary)
+
+    def _finish(self) -> None:
+        index, data = files_of(self.prefix)
+        try:
+            sync(self._file)
+        except OSError as error:
+            raise unwritable(self.prefix, error) from error
+        lengths, documents = np.array(self._lengths, np.int32), np.array(self._documents, np.int64)
+        put_in_place(self._temporary, data, index, index_bytes(self.dtype, lengths, documents))

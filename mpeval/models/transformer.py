@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from mpeval.config import ModelConfig
+from mpeval.models.attention import attention_with_dropout
 from mpeval.models.rotary import Rotation, rotation
 from mpeval.parallel.dropout import DropoutStreams, dropout
 from mpeval.parallel.group import Axis, Group
@@ -130,8 +131,12 @@ class Attention(nn.Module):
                 enable_gqa=self.shared_by > 1,
             )
 
-        if run.streams is None:
+        if run.streams is None or self.rate == 0.0:
             return mix(0.0)
+        if query.device.type == "cpu":
+            return attention_with_dropout(
+                query, key, value, mask=run.mask, causal=run.causal, rate=self.rate, streams=run.streams
+            )
         with run.streams.using("own"):
             return mix(self.rate)
 

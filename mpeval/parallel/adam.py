@@ -48,7 +48,10 @@ def read_moments(optimizer: Optimizer, axis: Axis) -> list[dict[str, Tensor]]:
     if axis.rank:
         return []
     state = optimizer.state_dict()["state"]
-    return [{name: state[index][name] for name in MOMENTS} for index in sorted(state)]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if not state:  # not one step was taken: float16 begins with overflows
+        return [{name: torch.zeros_like(parameter) for name in MOMENTS} for parameter in parameters]
+    return [{name: state[index][name] for name in MOMENTS} for index in range(len(parameters))]
 
 
 def write_moments(optimizer: Optimizer, moments: Sequence[Moments], steps: int) -> None:

@@ -31,14 +31,16 @@ class DropoutStreams:
         }
 
     def kept(self, shape: torch.Size | tuple[int, ...], rate: float, stream: str) -> Tensor:
-        """Draw a bool tensor that is False with probability `rate`, rounded to a multiple of 2 ** -16.
+        """Draw an int8 tensor that is 0 with probability `rate`, rounded to a multiple of 2 ** -16, and 1 otherwise.
 
-        Four elements come from each 64-bit number drawn: on a CPU several times faster than `bernoulli_`.
+        Each 64-bit number drawn serves four elements.  On a CPU that, and comparing integers into integers, takes a
+        sixth of the time of `bernoulli_`.
         """
         size = torch.Size(shape)
         bits = torch.empty(-(-size.numel() // 4), dtype=torch.int64, device=self.device)
         bits.random_(-(2**63), None, generator=self._generators[stream])
-        return (bits.view(torch.int16)[: size.numel()] >= round(rate * 2**16) - 2**15).view(size)
+        lowest = min(round(rate * 2**16), 2**16 - 1) - 2**15
+        return bits.view(torch.int16)[: size.numel()].ge_(lowest).to(torch.int8).view(size)
 
     @contextmanager
     def using(self, stream: str) -> Iterator[None]:
@@ -77,12 +79,12 @@ class _Dropped(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, kept: Tensor, scale: float) -> Tensor:
         ctx.save_for_backward(kept)
         ctx.scale = scale
-        return (x * kept).mul_(scale)
+        return (x * kept.to(x.dtype)).mul_(scale)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (kept,) = ctx.saved_tensors
-        return (grads[0] * kept).mul_(ctx.scale), None, None
+        return (grads[0] * kept.to(grads[0].dtype)).mul_(ctx.scale), None, None
 
 
 def dropout(x: Tensor, rate: float, streams: DropoutStreams | None, stream: str = "shared") -> Tensor:

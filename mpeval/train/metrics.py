@@ -24,10 +24,6 @@ class Metrics:
         self.path = folder / METRICS_FILE
         kept = [line for line in self._lines() if self._step(line) <= step]
         write_atomically(self.path, "".join(f"{json.dumps(line)}\n" for line in kept))
-        try:
-            self._file = self.path.open("a", encoding="utf-8")
-        except OSError as error:
-            raise unwritable(self.path, error) from error
 
     def _lines(self) -> list[dict[str, Any]]:
         if not self.path.exists():
@@ -53,9 +49,8 @@ class Metrics:
 
     def append(self, record: dict[str, Any]) -> None:
         """Add the line of one step and hand it to the operating system."""
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise unwritable(self.path, error) from error

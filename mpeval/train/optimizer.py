@@ -44,7 +44,7 @@ class LossScale:
 
     def went_well(self) -> None:
         """Count a step, and double the scale once there were enough."""
-        self.good_steps += 1
+        self.good_steps += self.dynamic
         if self.dynamic and self.good_steps >= self.window:
             self.value, self.good_steps = self.value * 2, 0
 

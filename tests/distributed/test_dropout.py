@@ -6,7 +6,7 @@ import pytest
 import torch
 from ranks import run_ranks
 
-from mpeval.models.transformer import dropout
+from mpeval.parallel.dropout import dropout
 from mpeval.parallel.dropout import DropoutStreams
 from mpeval.parallel.group import Group
 
