@@ -1,4 +1,4 @@
-"""mpeval: evaluate sharded Megatron checkpoints exactly, on a CPU or on GPUs."""
+"""mpeval: train and evaluate sharded Megatron checkpoints, on a CPU or on GPUs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from mpeval.checkpoint.load import load_model
     from mpeval.checkpoint.open import open_checkpoint
     from mpeval.checkpoint.sharded import ShardedCheckpoint
+    from mpeval.corpus.indexed import IndexedDataset
     from mpeval.items import Request, Response
     from mpeval.parallel.group import Group
     from mpeval.scoring import score
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "Group",
+    "IndexedDataset",
     "ModelConfig",
     "MpevalError",
     "Request",
@@ -31,6 +33,7 @@ __all__ = [
 
 _LAZY = {
     "Group": "mpeval.parallel.group",
+    "IndexedDataset": "mpeval.corpus.indexed",
     "Request": "mpeval.items",
     "Response": "mpeval.items",
     "ShardedCheckpoint": "mpeval.checkpoint.sharded",

@@ -31,7 +31,8 @@ def preprocess(
         bool, typer.Option("--append-eod", help="End each document with <|endoftext|> (GPT).")
     ] = False,
     workers: Annotated[
-        int | None, typer.Option("--workers", min=1, help="Processes that tokenize (default: one a core).")
+        int | None,
+        typer.Option("--workers", min=1, help="Processes that tokenize (default: one a core, fewer for small inputs)."),
     ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Replace a corpus, and drop what another unfinished run has left.")

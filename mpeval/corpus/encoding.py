@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mpeval.corpus.indexed import dtype_for
-from mpeval.corpus.memo import Memo, added_tokens, cut_for
+from mpeval.corpus.memo import Memo, cut_for
 from mpeval.corpus.readers import LONGEST, Batch
 from mpeval.corpus.sentences import sentences
 from mpeval.errors import DataError, TokenizerError, shown
@@ -79,7 +79,6 @@ class Encoder:
         self._size = array(self._code).itemsize
         self._end = array(self._code, [end_of_document(tokenizer)]).tobytes() if settings.append_eod else b""
         self._cut = cut_for(tokenizer.backend)
-        self._added = added_tokens(tokenizer.backend)
         self._memo = Memo(tokenizer.backend, self._code)
 
     def encode(self, batch: Batch) -> Packed:
@@ -116,10 +115,8 @@ class Encoder:
                 yield array(self._code, encoding.ids).tobytes()
             return
         for sequence in sequences:
-            if self._added.search(sequence):
-                yield array(self._code, self._backend.encode(sequence, add_special_tokens=False).ids).tobytes()
-            else:
-                yield b"".join(map(self._memo.__getitem__, self._cut.findall(sequence)))
+            pieces = self._cut.of(sequence)
+            yield b"".join(map(self._memo.__getitem__, [sequence] if pieces is None else pieces))
 
 
 @functools.cache

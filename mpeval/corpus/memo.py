@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from array import array
+from dataclasses import dataclass
 from typing import Any
 
 WHITE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
@@ -42,9 +43,26 @@ class Memo(dict[str, bytes]):
         return ids
 
 
-def cut_for(backend: Any) -> re.Pattern[str] | None:
-    """Return the expression that finds the pieces of a text, or None for a tokenizer that it is not known for."""
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """Where a tokenizer cuts: `pieces` finds the pieces of a text, `added` are the tokens taken out before that."""
+
+    pieces: re.Pattern[str]
+    added: tuple[str, ...]
+
+    def of(self, text: str) -> list[str] | None:
+        """Return the pieces of a text, or None if it holds added tokens, such as `<|endoftext|>`."""
+        return None if any(token in text for token in self.added) else self.pieces.findall(text)
+
+
+def cut_for(backend: Any) -> Cut | None:
+    """Return how a tokenizer cuts, or None for one of which it is not known."""
     made = json.loads(backend.to_str())
+    pieces = _pieces(made)
+    return Cut(pieces=pieces, added=tuple(token["content"] for token in made["added_tokens"])) if pieces else None
+
+
+def _pieces(made: dict[str, Any]) -> re.Pattern[str] | None:
     normalizer, split, model = (made[part] or {} for part in ("normalizer", "pre_tokenizer", "model"))
     if normalizer and any(token["normalized"] for token in made["added_tokens"]):
         return None  # such tokens are looked for in a text that is not this one
@@ -54,9 +72,3 @@ def cut_for(backend: Any) -> re.Pattern[str] | None:
     if model["type"] == "WordPiece" and normalizer.get("type") == "BertNormalizer":
         return BERT if split == {"type": "BertPreTokenizer"} else None
     return None
-
-
-def added_tokens(backend: Any) -> re.Pattern[str]:
-    """Return an expression that finds the tokens which are taken out of a text before it is cut."""
-    contents = [re.escape(token["content"]) for token in json.loads(backend.to_str())["added_tokens"]]
-    return re.compile("|".join(contents) or "(?!)")

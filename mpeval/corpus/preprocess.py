@@ -24,6 +24,9 @@ from mpeval.tokenizer import Tokenizer, find_tokenizer
 AHEAD = 3
 """Batches under way for each worker: what bounds memory, and keeps workers busy while one batch takes longer."""
 
+WORTH = 2 << 20
+"""Bytes of input that take about as long as one more process takes to start."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
@@ -134,7 +137,7 @@ def _fill(unfinished: Unfinished, sources: list[Source], options: Options) -> No
     for number in range(unfinished.inputs):
         read[number] = sources[number].size
     total = sum(source.size for source in sources)
-    workers = options.workers or os.cpu_count() or 1
+    workers = options.workers or min(os.cpu_count() or 1, 1 + total // WORTH)
     shown = not options.quiet
     todo = _todo(unfinished, sources, options.settings.field)
     with (

@@ -52,6 +52,24 @@ OPTIONS: dict[str, set[str]] = {
     },
     "verify": {"--json", "--set", "--help"},
     "diff": {"--json", "--set", "--help"},
+    "preprocess": {
+        *("--output", "--tokenizer", "--field", "--split-sentences", "--append-eod", "--workers", "--force", "--json"),
+        *("--quiet", "--help"),
+    },
+    "pretrain": {
+        *("--data", "--tokenizer", "--output", "--tp", "--dp", "--set", "--keep", "--device", "--dry-run", "--json"),
+        *("--tensorboard", "--quiet", "--help"),
+    },
+    "plot": {"--output", "--help"},
+    "corpus": {"--help"},
+    "corpus dedup": {
+        *("--output", "--field", "--threshold", "--ngrams", "--permutations", "--seed", "--keep-duplicates"),
+        *("--min-tokens", "--tokenizer", "--report", "--json", "--quiet", "--help"),
+    },
+    "corpus overlap": {
+        *("--task", "--data", "--field", "--tokenizer", "--ngrams", "--samples", "--json", "--allow-modified-data"),
+        *("--quiet", "--help"),
+    },
     "tasks": {"--help"},
     "tasks list": {"--json", "--help"},
     "tasks show": {"--json", "--help"},
@@ -61,7 +79,19 @@ OPTIONS: dict[str, set[str]] = {
     "leaderboard publish": {"--store", "--output", "--help"},
 }
 """Every command and its options.  A new option changes this table on purpose, or not at all."""
-HEAVY = ("torch", "datasets", "lm_eval", "scipy", "sklearn", "tokenizers", "transformers", "pandas")
+HEAVY = (
+    "torch",
+    "datasets",
+    "lm_eval",
+    "scipy",
+    "sklearn",
+    "tokenizers",
+    "transformers",
+    "pandas",
+    "numba",
+    "matplotlib",
+    "pyarrow",
+)
 TASKS = "--task lambada/all --task wikitext103/disjoint --task wikitext103/megatron"
 COMMON = "--data data --allow-modified-data"
 LAYOUTS = {"tp 1": "", "tp 2": "--tp 2", "dp 2": "--dp 2", "tp 2 x dp 2": "--tp 2 --dp 2"}

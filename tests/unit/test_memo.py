@@ -16,7 +16,7 @@ from texts import TEXTS, WORDPIECES, write_wordpiece
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 
 from mpeval.corpus import memo
-from mpeval.corpus.memo import Memo, added_tokens, cut_for
+from mpeval.corpus.memo import Memo, cut_for
 from mpeval.tokenizer import find_tokenizer
 
 TRICKY = (
@@ -41,7 +41,9 @@ def wordpiece(lowercase: bool = True) -> Tokenizer:
 def by_memo(backend: Tokenizer, text: str, known: Memo | None = None) -> list[int]:
     cut = cut_for(backend)
     assert cut is not None
-    found = b"".join(map((Memo(backend, "i") if known is None else known).__getitem__, cut.findall(text)))
+    pieces = cut.of(text)
+    assert pieces is not None
+    found = b"".join(map((Memo(backend, "i") if known is None else known).__getitem__, pieces))
     return array("i", found).tolist()
 
 
@@ -110,12 +112,17 @@ def test_other_tokenizers_are_left_to_the_library(kind: str) -> None:
 
 
 def test_added_tokens_are_seen() -> None:
-    assert added_tokens(bpe()).search("a<|endoftext|>b")
-    assert not added_tokens(bpe()).search("a<|endoftex|>b")
-    assert not added_tokens(wordpiece()).search("[MASK]")
+    cuts = cut_for(bpe()), cut_for(wordpiece())
+    assert cuts[0] is not None
+    assert cuts[1] is not None
+    assert cuts[0].of("a <|endoftext|> b") is None
+    assert cuts[0].of("a <|endoftex|> b") == ["a", " <|endoftex|>", " b"]
+    assert cuts[1].of("a [MASK] b") == ["a", "[MASK]", "b"]
 
 
 def test_the_vocabulary_file_of_a_bert_is_of_a_known_kind(tmp_path: Any) -> None:
     made = find_tokenizer(write_wordpiece(tmp_path), [])
-    assert cut_for(made.backend) is memo.BERT
+    cut = cut_for(made.backend)
+    assert cut is not None
+    assert cut.pieces is memo.BERT
     assert by_memo(made.backend, TEXTS[0]) == made.encode(TEXTS[0])
