@@ -16,15 +16,18 @@ $(BIN)/python:
 
 demo: .venv/installed
 	@rm -rf $(DEMO)
-	$(BIN)/mpeval evaluate checkpoints/demo-gpt-random --task lambada --task wikitext103/disjoint \
-	  --data tasks/samples --tp 2 --output $(DEMO) --record $(DEMO)/results.jsonl
+	$(BIN)/mpeval evaluate checkpoints/demo-gpt --task lambada --task wikitext103/disjoint \
+	  --data tasks/samples --tp 2 --output $(DEMO)/gpt --record $(DEMO)/results.jsonl
+	$(BIN)/mpeval evaluate checkpoints/demo-bert --task wikitext103/masked \
+	  --data tasks/samples --tp 2 --output $(DEMO)/bert --record $(DEMO)/results.jsonl
 	$(BIN)/mpeval leaderboard publish --store $(DEMO)/results.jsonl --output $(DEMO)
 	@echo
-	@echo "That was a model of random weights, cut into 2 shards, on 2 local ranks. Its numbers mean nothing;"
+	@echo "Those were two small models, trained here and cut into 2 shards each, on 2 local ranks and sample rows:"
 	@echo "open $(DEMO)/index.html to see them as a page. What to try next:"
-	@echo "  $(BIN)/mpeval inspect checkpoints/demo-gpt-random"
-	@echo "  $(BIN)/mpeval convert checkpoints/demo-gpt-random runs/converted --format huggingface"
-	@echo "  $(BIN)/mpeval tasks list"
+	@echo "  $(BIN)/mpeval inspect checkpoints/demo-gpt"
+	@echo "  $(BIN)/mpeval convert checkpoints/demo-gpt runs/converted --format huggingface"
+	@echo "  $(BIN)/mpeval preprocess YOUR_TEXT --output runs/corpus --tokenizer checkpoints/demo-gpt --append-eod"
+	@echo "  $(BIN)/mpeval pretrain gpt-tiny --data runs/corpus --tokenizer checkpoints/demo-gpt --output runs/tiny --tp 2"
 	@echo "  $(BIN)/mpeval evaluate YOUR_CHECKPOINT --task lambada --data YOUR_DATA --tokenizer YOUR_TOKENIZER"
 
 test: .venv/installed

@@ -116,8 +116,8 @@ def main() -> None:
     """Compare, measure and print."""
     parser = argparse.ArgumentParser(description="tokens per second of preprocess")
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--megabytes", type=float, default=40)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--megabytes", type=float, default=20)
+    parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     with tempfile.TemporaryDirectory() as folder:

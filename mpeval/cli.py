@@ -161,8 +161,11 @@ def tasks_show(name: Annotated[str, typer.Argument(help="Task name.")], as_json:
     line(f"license   {card.license}")
     line(f"source    {card.homepage}")
     line(f"citation  {card.citation}")
-    rows = [[item.id, item.version, item.metric.replace("_", " "), item.description] for item in card.protocols]
-    table("", ("protocol", "version", "metric", "what it does"), rows)
+    rows = [
+        [item.id, item.version, item.family.upper(), item.metric.replace("_", " "), item.description]
+        for item in card.protocols
+    ]
+    table("", ("protocol", "version", "scores a", "metric", "what it does"), rows)
 
 
 @tasks_app.command("check")
@@ -174,15 +177,23 @@ def tasks_check(
     allow_modified_data: AllowOption = False,
     context: Annotated[int, typer.Option("--context", min=2, help="Longest input of the model, in tokens.")] = 1024,
 ) -> None:
-    """Check a benchmark's files and print the constants of its protocols; needs no model."""
+    """Check a benchmark's files and print the constants of its protocols; needs no model.
+
+    Of a whole task, those for a BERT are checked if the tokenizer is a BERT's, else those for a GPT.
+    """
     from mpeval.data import load_data
-    from mpeval.tasks.build import build_task
-    from mpeval.tasks.cards import select
+    from mpeval.tasks.build import build_task, family_of
+    from mpeval.tasks.cards import select, select_fitting
     from mpeval.tokenizer import find_tokenizer
 
     loaded = find_tokenizer(tokenizer, [])
     content: dict[str, dict[str, Any]] = {}
-    for card, protocol in select([name if "/" in name else f"{name}/all"]):
+    if "/" not in name or name.endswith("/all"):
+        holder = f"the tokenizer in `{loaded.path}` is for"
+        chosen = select_fitting([f"{name.removesuffix('/all')}/all"], family_of(loaded), holder)
+    else:
+        chosen = select([name])
+    for card, protocol in chosen:
         rows = load_data(card, data, allow_modified=allow_modified_data)
         constants = build_task(card, protocol, rows, loaded, context).constants()
         content[protocol.id] = {"data": rows.digest, "flags": list(rows.flags), **constants}

@@ -307,7 +307,7 @@ def _memory_rows(made: Estimate) -> list[tuple[str, str, str]]:
     copies = "" if made.dtype == "float32" else "; float32 copies of the weights"
     kept = "inputs of all layers and one layer's activations" if made.recompute else "activations of all layers"
     return [
-        ("memory per rank", _amount(memory.total, "B"), "all below; not counted: short-lived results"),
+        ("memory per rank", _amount(memory.total, "B"), "all below; not counted: short-lived results, allocator slack"),
         ("  weights", _amount(memory.weights, "B"), made.dtype),
         ("  gradients", _amount(memory.gradients, "B"), "float32"),
         ("  optimizer", _amount(memory.optimizer, "B"), moments + copies),

@@ -1,6 +1,6 @@
 """Evaluate a checkpoint on benchmarks: check, load, score, judge, report.
 
-The path of one item: `cli.evaluate` -> `evaluate.run` -> `task.items` -> `scoring.score_batch` -> `task.judge`.
+The path of one item: `cli.evaluate` -> `evaluate.run` -> `task.items` -> `scoring.score_any` -> `task.judge`.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ from mpeval.parallel.group import broadcast_object, gather_objects
 from mpeval.results import CheckpointInfo, DataInfo, Layout, Result, RunResults, now
 from mpeval.tasks.base import Item, Sample, Task
 from mpeval.tasks.build import build_task
-from mpeval.tasks.cards import select
+from mpeval.tasks.cards import select, select_fitting
 from mpeval.tokenizer import Tokenizer, check_fits, find_tokenizer
 
 if TYPE_CHECKING:
+    from mpeval.models.bert import BERT
     from mpeval.models.gpt import GPT
     from mpeval.parallel.group import Group
     from mpeval.report import Advance
@@ -100,17 +101,19 @@ def plan(options: Options, tp: int) -> Plan:
     Raises:
         MpevalError: whatever is missing or does not fit.
     """
-    chosen = select(list(options.tasks))
+    names = list(options.tasks)
+    select(names)  # a name that no task has needs no checkpoint to be refused
     if options.limit is not None and options.limit < 1:
         raise UsageError(f"`--limit {options.limit}` leaves nothing to score", "give 1 or more")
     if options.record:
         check_store(options.record)
     checkpoint = open_checkpoint(options.checkpoint, dict(options.settings))
     checkpoint.config.check_ranks(tp)
-    if checkpoint.config.family != "gpt":
+    chosen = select_fitting(names, checkpoint.config.family, f"`{options.checkpoint}` holds")
+    if checkpoint.config.family == "bert" and not checkpoint.config.lm_head:
         raise CheckpointError(
-            f"`{options.checkpoint}` holds a BERT, which has no likelihood of a text",
-            "the tasks here score a GPT; `mpeval inspect` and `mpeval convert` work on a BERT",
+            f"`{options.checkpoint}` holds a BERT without a masked language model head, so it predicts no token",
+            "evaluate the checkpoint it was made from; fine-tuning and `BertModel` drop that head",
         )
     unknown = checkpoint.config.origins.get("vocab") == UNKNOWN_VOCAB
     tokenizer = find_tokenizer(options.tokenizer, [checkpoint.root, checkpoint.path, options.checkpoint])
@@ -135,7 +138,6 @@ def evaluate(made: Plan, options: Options, group: Group) -> RunResults:
     import torch
 
     from mpeval.checkpoint.load import load_model
-    from mpeval.models.gpt import GPT
 
     digest = _digest(made.checkpoint, group)
     dtype = options.dtype or made.checkpoint.dtype
@@ -143,16 +145,14 @@ def evaluate(made: Plan, options: Options, group: Group) -> RunResults:
     identity = _identity(made, options, digest, dtype)
     journal = Journal(options.output, identity) if group.world.rank == 0 else None
     done = broadcast_object(set(journal.samples) if journal else set(), group.world)
-    model: GPT | None = None
+    model: GPT | BERT | None = None
     results: list[Result] = []
     order: list[tuple[str, str]] = []
     for task, data in made.tasks:
         items = task.items[: options.limit]
         todo = [item for item in items if (task.protocol.id, item.id) not in done]
         if todo and model is None:
-            loaded = load_model(made.checkpoint, group, dtype)
-            assert isinstance(loaded, GPT)
-            model = loaded
+            model = load_model(made.checkpoint, group, dtype)
         seconds, tokens = _score_all(task, todo, len(items), model, options, group, journal) if model else (0.0, 0)
         order += [(task.protocol.id, item.id) for item in items]
         if journal:
@@ -201,7 +201,7 @@ def _score_all(
     task: Task,
     todo: Sequence[Item],
     total: int,
-    model: GPT,
+    model: GPT | BERT,
     options: Options,
     group: Group,
     journal: Journal | None,
@@ -231,15 +231,15 @@ def _score_all(
 
 
 def _score_round(
-    task: Task, todo: Sequence[Item], chunk: Sequence[Sequence[int]], model: GPT, options: Options
+    task: Task, todo: Sequence[Item], chunk: Sequence[Sequence[int]], model: GPT | BERT, options: Options
 ) -> list[tuple[Sample, int]]:
     """Score a few batches and return each sample with its input tokens."""
-    from mpeval.scoring import score_batch
+    from mpeval.scoring import score_any
 
     lines: list[tuple[Sample, int]] = []
     for batch in chunk:
         items = [todo[index] for index in batch]
-        scored = score_batch(model, [item.request for item in items], megatron_exact=options.megatron_exact)
+        scored = score_any(model, [item.request for item in items], megatron_exact=options.megatron_exact)
         for item, score in zip(items, scored, strict=True):
             lines.append((task.judge(item, score), item.request.inputs - score.cut))
     return lines

@@ -22,6 +22,23 @@ class Request:
         return len(self.context) + len(self.target) - 1
 
 
+@dataclass(frozen=True, kw_only=True)
+class Masked:
+    """Score `target`, the tokens that stood at the places `at` of `ids` before masks did (at least one)."""
+
+    ids: np.ndarray
+    """[time] int64, masks and special tokens in place; all of it is seen at every place."""
+    at: np.ndarray
+    """[target] int64, places in `ids`."""
+    target: np.ndarray
+    """[target] int64."""
+
+    @property
+    def inputs(self) -> int:
+        """Tokens the model reads."""
+        return len(self.ids)
+
+
 class Response(NamedTuple):
     """The score of one request: natural-log probability of the whole target, whether it is greedy, its tokens."""
 
@@ -37,7 +54,7 @@ class Scored:
     log_probabilities: np.ndarray
     """[target] float32, natural log."""
     best: np.ndarray
-    """[target] int64: the most likely token at each place, given the true tokens before it."""
+    """[target] int64: the most likely token at each place, given what the model sees there."""
     greedy: bool
     """Whether every target token is the most likely one."""
     cut: int = 0

@@ -77,7 +77,10 @@ class Journal:
         write_atomically(self.folder / RESULTS_FILE, results)
 
 
-def claim(path: Path, identity: Mapping[str, Any]) -> None:
+_ELSEWHERE = "give another folder by `--output`"
+
+
+def claim(path: Path, identity: Mapping[str, Any], hint: str = _ELSEWHERE) -> None:
     """Check that an earlier run into the same folder was the same; remember in `path` what it did not say.
 
     Raises:
@@ -88,13 +91,13 @@ def claim(path: Path, identity: Mapping[str, Any]) -> None:
         try:
             known = dict(json.loads(path.read_text(encoding="utf-8")).items())
         except (ValueError, AttributeError) as error:
-            raise OutputError(f"`{path}` is damaged: {error}", "give another folder by `--output`") from error
+            raise OutputError(f"`{path}` is damaged: {error}", _ELSEWHERE) from error
     for key, value in identity.items():
         if key in known and known[key] != value:
             raise OutputError(
                 f"`{path.parent}` belongs to another run: its {key.replace('_', ' ')} is `{known[key]}`, "
                 f"this run's `{value}`",
-                "give another folder by `--output`",
+                hint,
             )
     merged = {**known, **identity}
     if merged != known:

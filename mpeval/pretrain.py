@@ -10,7 +10,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -199,7 +199,8 @@ def _claim(made: Plan) -> None:
     try:
         made.output.mkdir(parents=True, exist_ok=True)
         corpora = [[weight, dataset.digest] for weight, dataset in made.corpora]
-        claim(made.output / RUN_FILE, {**made.recipe.identity(), "tokenizer": made.tokenizer.digest, "data": corpora})
+        identity = {**made.recipe.identity(), "tokenizer": made.tokenizer.digest, "data": corpora}
+        claim(made.output / RUN_FILE, identity, "give another folder by `--output`, or that run's value by `--set`")
         write_atomically(made.output / "recipe.toml", made.recipe.toml())
         copy_tokenizer(made.tokenizer.path, made.output)
     except OSError as error:
@@ -238,7 +239,8 @@ def _samples(made: Plan) -> tuple[Samples, Samples | None]:
         )
 
     valid = part("valid", training.evaluate_batches * training.batch) if training.evaluate_every else None
-    return part("train", training.steps * training.batch), valid
+    # how often documents are repeated decides their order: the same for a run that stops before its decay ends
+    return part("train", max(training.steps, training.decay_steps) * training.batch), valid
 
 
 def special_ids(tokenizer: Tokenizer) -> SpecialIds:
@@ -317,7 +319,8 @@ def _close(progress: Progress, stopped: bool, last: dict[str, Any], made: Plan, 
         line(f"  {shlex.join(options.command or ('mpeval', *sys.argv[1:]))}", stderr=True)
         return
     if not last and not options.quiet:
-        line(f"`{made.output}` already holds all {steps} steps; more with `--set steps=N`")
+        end = made.recipe.identity()["decay_steps"]
+        line(f"`{made.output}` already holds all {steps} steps; more with `--set steps=N --set decay_steps={end}`")
     if not last:
         return
     drawn = plot([made.output], None) if options.draw else []
@@ -334,21 +337,20 @@ def _close(progress: Progress, stopped: bool, last: dict[str, Any], made: Plan, 
 
 
 def dry_run(options: Options, *, as_json: bool) -> None:
-    """Print what a run would cost, without data or weights."""
-    from mpeval.estimate import estimate, show
+    """Print what a run would cost, without data or weights; the device need not be there."""
+    from mpeval.estimate import as_dict, estimate, show
     from mpeval.report import table
 
     recipe = find_recipe(options.recipe, options.settings)
     tp, dp = launch.sizes(options.tp, options.dp, None)
     recipe.micro_batch(dp)
-    vocab = (
-        find_tokenizer(options.tokenizer, []).size if options.tokenizer else {"bert": 30522}.get(recipe.family, 50257)
-    )
+    usual = {"bert": 30522}.get(recipe.family, 50257)
+    vocab = find_tokenizer(options.tokenizer, []).size if options.tokenizer else usual
     recipe.config(vocab, tp).check_ranks(tp)
-    made = estimate(recipe, vocab=vocab, tp=tp, dp=dp)
+    device = launch.device_of("auto") if options.device == "auto" else options.device
+    made = estimate(recipe, vocab=vocab, tp=tp, dp=dp, device=device)
     if as_json:
-        sys.stdout.write(json.dumps(asdict(made), indent=2) + "\n")
+        sys.stdout.write(json.dumps(as_dict(made), indent=2) + "\n")
         return
-    table(
-        f"{recipe.name} on tp {tp} x dp {dp}, {vocab:,} tokens", ("what", "value", "how"), show(made), right=("value",)
-    )
+    title = f"{recipe.name} on tp {tp} x dp {dp}, {vocab:,} tokens"
+    table(title, ("what", "value", "how"), show(made), right=("value",))

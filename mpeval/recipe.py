@@ -154,8 +154,12 @@ class Recipe:
         return {**self.model, **asdict(self.training)}
 
     def identity(self) -> dict[str, Any]:
-        """Return the settings that decide what is computed: a run may not change them when it goes on."""
-        return {name: value for name, value in self.values().items() if name not in FREE}
+        """Return the settings that decide what is computed: a run may not change them when it goes on.
+
+        Of `decay_steps` its meaning counts: where it is left to `steps`, another number of steps is another schedule.
+        """
+        values = {name: value for name, value in self.values().items() if name not in FREE}
+        return {**values, "decay_steps": self.training.decay_steps or self.training.steps}
 
     def micro_batch(self, dp: int) -> int:
         """Return the sequences per forward pass on each of `dp` data-parallel ranks.

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import cast
 
 import numpy as np
 import torch
 
 from mpeval.errors import CheckpointError, DataError
-from mpeval.items import Request, Response, Scored
+from mpeval.items import Masked, Request, Response, Scored
+from mpeval.models.bert import BERT
 from mpeval.models.gpt import GPT
 from mpeval.parallel.vocab import TokenScores, token_scores
 
-__all__ = ["Request", "Response", "score", "score_batch", "token_batches"]
+__all__ = ["Masked", "Request", "Response", "score", "score_any", "score_batch", "score_masked", "token_batches"]
 
 BATCH_TOKENS = {"cpu": 768, "cuda": 32768}
 """Input tokens per forward pass: on a CPU about one cache's worth of activations, on a GPU enough to fill it."""
@@ -56,11 +58,20 @@ def score(
     return [response for response in responses if response is not None]
 
 
-def pack(model: GPT, requests: Sequence[Request], batch_tokens: int | None) -> tuple[list[list[int]], int]:
-    """Return batches of request numbers for `score_batch`, and the input tokens of all; the budget suits the device."""
+def pack(
+    model: GPT | BERT, requests: Sequence[Request | Masked], batch_tokens: int | None
+) -> tuple[list[list[int]], int]:
+    """Return batches of request numbers for `score_any`, and the input tokens of all; the budget suits the device."""
     lengths = [min(request.inputs, model.config.context) for request in requests]
     budget = batch_tokens or BATCH_TOKENS.get(model.group.device.type, BATCH_TOKENS["cuda"])
     return token_batches(lengths, budget), sum(lengths)
+
+
+def score_any(model: GPT | BERT, requests: Sequence[Request | Masked], *, megatron_exact: bool = False) -> list[Scored]:
+    """Score requests in one forward pass, each of the kind that the model's family answers."""
+    if isinstance(model, BERT):
+        return score_masked(model, cast(Sequence[Masked], requests), megatron_exact=megatron_exact)
+    return score_batch(model, cast(Sequence[Request], requests), megatron_exact=megatron_exact)
 
 
 @torch.inference_mode()
@@ -77,15 +88,65 @@ def score_batch(model: GPT, requests: Sequence[Request], *, megatron_exact: bool
     at = torch.from_numpy(np.concatenate(places)).to(device)
     hidden = model.hidden(torch.from_numpy(ids).to(device), at)
     targets = torch.from_numpy(np.concatenate([np.asarray(request.target, dtype=np.int64) for request in requests]))
-    scores = _score_positions(model, hidden, targets.to(device), megatron_exact)
-    logs, best = scores.log_probabilities.cpu().numpy(), scores.best.cpu().numpy()
-    if not np.isfinite(logs).all():
-        bad = int((~np.isfinite(logs)).sum())
-        raise CheckpointError(
-            f"the model gives {bad} of {len(logs)} tokens a log-probability that is not finite",
-            "its activations overflow: use `--dtype float32` or `--dtype bfloat16`",
+    vocab = _scored_vocab(model, megatron_exact)
+    scores = _score_positions(model, lambda part: model.local_logits(part, vocab), hidden, targets.to(device))
+    return list(_cut_up(requests, [cut for _, cut in rows], scores))
+
+
+@torch.inference_mode()
+def score_masked(model: BERT, requests: Sequence[Masked], *, megatron_exact: bool = False) -> list[Scored]:
+    """Score the tokens behind masks in one forward pass, shorter requests padded on the right and padding masked.
+
+    The head over the vocabulary, and what follows the last block's attention, see masked positions only.
+
+    Raises:
+        DataError: a request longer than the model's context, or without a masked token.
+        CheckpointError: a log-probability that is not finite.
+    """
+    for request in requests:
+        _check_masked(request, model.config.context)
+    ids = np.zeros((len(requests), max(request.inputs for request in requests)), dtype=np.int64)
+    real = np.zeros(ids.shape, dtype=bool)
+    for number, request in enumerate(requests):
+        ids[number, : request.inputs] = request.ids
+        real[number, : request.inputs] = True
+    device = model.group.device
+    places = np.concatenate([number * ids.shape[1] + request.at for number, request in enumerate(requests)])
+    targets = np.concatenate([request.target for request in requests])
+    hidden = model.encode(
+        torch.from_numpy(ids).to(device),
+        padding_mask=torch.from_numpy(real).to(device),
+        at=torch.from_numpy(places).to(device),
+    )
+    vocab = _scored_vocab(model, megatron_exact)
+    scores = _score_positions(
+        model, lambda part: _masked_logits(model, part, vocab), hidden, torch.from_numpy(targets).to(device)
+    )
+    return list(_cut_up(requests, [0] * len(requests), scores))
+
+
+def _check_masked(request: Masked, context: int) -> None:
+    if not len(request.target) or len(request.target) != len(request.at):
+        raise DataError(
+            f"a request of {len(request.at)} masks asks for {len(request.target)} tokens",
+            "mask at least one token, and ask for one behind each mask",
         )
-    return list(_cut_up(requests, [cut for _, cut in rows], logs, best))
+    if request.inputs > context:
+        raise DataError(
+            f"a request of {request.inputs} tokens does not fit the model's context of {context}",
+            "score it with a model of longer context, or in windows",
+        )
+
+
+def _masked_logits(model: BERT, hidden: torch.Tensor, vocab: int) -> torch.Tensor:
+    """Return this rank's logits of ids below `vocab` for vectors [n, hidden] after the final norm."""
+    columns = model.columns(vocab)
+    head = model.lm_head
+    return torch.nn.functional.linear(head.transform(hidden), model.output_table[:columns], head.bias[:columns])
+
+
+def _scored_vocab(model: GPT | BERT, megatron_exact: bool) -> int:
+    return model.config.padded_vocab if megatron_exact else model.config.vocab
 
 
 def _fit(request: Request, context: int) -> tuple[np.ndarray, int]:
@@ -105,12 +166,14 @@ def _fit(request: Request, context: int) -> tuple[np.ndarray, int]:
     return row[cut:], cut
 
 
-def _score_positions(model: GPT, hidden: torch.Tensor, targets: torch.Tensor, megatron_exact: bool) -> TokenScores:
-    vocab = model.config.padded_vocab if megatron_exact else model.config.vocab
+def _score_positions(
+    model: GPT | BERT, logits: Callable[[torch.Tensor], torch.Tensor], hidden: torch.Tensor, targets: torch.Tensor
+) -> TokenScores:
+    """Score targets [n] by `logits` of vectors [n, hidden], a part at a time."""
     step = max(1, LOGITS_BYTES // (4 * model.output_table.shape[0]))
     parts = [
         token_scores(
-            model.local_logits(hidden[low : low + step], vocab),
+            logits(hidden[low : low + step]),
             targets[low : low + step],
             first=model.first_id,
             axis=model.group.tp,
@@ -120,7 +183,15 @@ def _score_positions(model: GPT, hidden: torch.Tensor, targets: torch.Tensor, me
     return TokenScores(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
 
-def _cut_up(requests: Sequence[Request], cuts: Sequence[int], logs: np.ndarray, best: np.ndarray) -> Iterator[Scored]:
+def _cut_up(requests: Sequence[Request | Masked], cuts: Sequence[int], scores: TokenScores) -> Iterator[Scored]:
+    """Give each request the scores of its targets; refuse scores that are no numbers."""
+    logs, best = scores.log_probabilities.cpu().numpy(), scores.best.cpu().numpy()
+    if not np.isfinite(logs).all():
+        bad = int((~np.isfinite(logs)).sum())
+        raise CheckpointError(
+            f"the model gives {bad} of {len(logs)} tokens a log-probability that is not finite",
+            "its activations overflow: use `--dtype float32` or `--dtype bfloat16`",
+        )
     start = 0
     for request, cut in zip(requests, cuts, strict=True):
         stop = start + len(request.target)

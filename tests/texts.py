@@ -65,7 +65,9 @@ def parquet(path: Path, texts: Sequence[str | None], field: str = "text", group:
 def zstd(content: bytes) -> bytes:
     """Compress into two frames, as parallel compressors do."""
     half = len(content) // 2
-    return b"".join(zstandard.ZstdCompressor(write_checksum=True).compress(part) for part in (content[:half], content[half:]))
+    return b"".join(
+        zstandard.ZstdCompressor(write_checksum=True).compress(part) for part in (content[:half], content[half:])
+    )
 
 
 def gzip_members(content: bytes) -> bytes:

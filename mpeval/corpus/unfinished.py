@@ -171,6 +171,8 @@ class Unfinished:
         if same == len(state.starts):  # the input that was being read is the same too
             self.counts, self.batches = state.counts, state.batches
         self._starts = list(state.starts[: self.inputs + 1])
+        # before anything is written over what the old state counts
+        self._write_state()
         for path, size in zip(self._files, self._lengths(), strict=True):
             self._take_back(path, size)
             path.touch()
@@ -220,6 +222,10 @@ class Unfinished:
                 sync(file)
         except OSError as error:
             raise unwritable(self.folder, error) from error
+        self._write_state()
+        self._written = time.monotonic()
+
+    def _write_state(self) -> None:
         state = State(
             settings=self.settings,
             inputs=tuple(self.identities[: self.inputs + 1]),
@@ -228,7 +234,6 @@ class Unfinished:
             counts=self.counts,
         )
         write_atomically(self.folder / "state.json", json.dumps(asdict(state)) + "\n")
-        self._written = time.monotonic()
 
     def finish(self) -> None:
         """Put the corpus in place, its index last, and remove the folder.

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from mpeval.items import Request, Scored
+from mpeval.items import Masked, Request, Scored
 from mpeval.results import Metric
 from mpeval.tasks.cards import Card
 from mpeval.tasks.cards import Protocol as CardProtocol
@@ -20,7 +20,7 @@ class Item:
     """One thing to score: its id, unique in its task, and the request."""
 
     id: str
-    request: Request
+    request: Request | Masked
 
 
 class Task(Protocol):

@@ -22,8 +22,10 @@ class Protocol:
     version: str
     metric: str
     description: str
+    family: str = "gpt"
+    """Which models it scores: `gpt` or `bert`."""
     window: int | None = None
-    """Tokens a window's inputs span (perplexity only)."""
+    """Tokens a window's inputs span, special ones included (perplexity only)."""
     stride: int | None = None
     """Tokens from one window to the next (perplexity only)."""
 
@@ -119,3 +121,36 @@ def select(names: list[str]) -> list[tuple[Card, Protocol]]:
         wanted = card.protocols if protocol == "all" else (card.protocol(protocol if slash else card.default),)
         chosen.update((item.id, (card, item)) for item in wanted)
     return list(chosen.values())
+
+
+def select_fitting(names: list[str], family: str, holder: str) -> list[tuple[Card, Protocol]]:
+    """Select as `select` does, of `TASK/all` only the protocols for `family`.
+
+    Args:
+        names: as given to `--task`.
+        family: `gpt` or `bert`.
+        holder: what is of that family, such as "`run` holds", for the message.
+
+    Raises:
+        UsageError: a name that selects no protocol for the family, with those that there are.
+    """
+    chosen: dict[str, tuple[Card, Protocol]] = {}
+    for name in names:
+        found = select([name])
+        fitting = [(card, protocol) for card, protocol in found if protocol.family == family]
+        if not fitting:
+            card, other = found[0]
+            asked = name if name.endswith("/all") else other.id
+            raise UsageError(
+                f"`{asked}` scores a {other.family.upper()}, {holder} a {family.upper()}",
+                f"for a {family.upper()} there is {_tasks_of(family, card)}",
+            )
+        chosen.update((protocol.id, (card, protocol)) for card, protocol in fitting)
+    return list(chosen.values())
+
+
+def _tasks_of(family: str, card: Card) -> str:
+    """Name the protocols for `family`: those of `card`, or of all tasks where it has none."""
+    cards = [card] if any(item.family == family for item in card.protocols) else map(load_card, card_names())
+    names = [f"`--task {item.id}`" for one in cards for item in one.protocols if item.family == family]
+    return ", ".join(names)

@@ -94,7 +94,7 @@ class Lambada:
     def constants(self) -> Mapping[str, Any]:
         """Count rows, target lengths and input lengths."""
         lengths = Counter(len(item.request.target) for item in self.items)
-        totals = [len(item.request.context) + len(item.request.target) for item in self.items]
+        totals = [item.request.inputs + 1 for item in self.items]
         return {
             "rows": len(self.items),
             "target_tokens": {str(length): lengths[length] for length in sorted(lengths)},

@@ -99,7 +99,7 @@ class WikiText:
                 f"`{data.source}` is too short to measure perplexity on", "give a text of at least two words"
             )
         self.tokens = np.asarray(ids, dtype=np.int64)
-        self.documents = _documents(text, offsets)
+        self.documents = article_numbers(text, offsets)
         self.bounds = list(windows(len(ids), self.window, self.stride))
         self.items: Sequence[Item] = [
             Item(
@@ -117,33 +117,21 @@ class WikiText:
     def judge(self, item: Item, scored: Scored) -> Sample:
         """Record the window's loss, and its share by article: [article, negative log-likelihood, tokens]."""
         _, first, end = self.bounds[int(item.id.removeprefix("window-"))]
-        shares: dict[int, list[float]] = defaultdict(lambda: [0.0, 0])
-        for document, log in zip(self.documents[first:end], scored.log_probabilities.tolist(), strict=True):
-            shares[int(document)][0] -= log
-            shares[int(document)][1] += 1
-        return sample_line(
-            self, item, scored, documents=[[document, *share] for document, share in sorted(shares.items())]
-        )
+        return sample_line(self, item, scored, documents=article_shares(self.documents[first:end], scored))
 
     def summarise(self, samples: Sequence[Sample]) -> tuple[list[Metric], int, int | None]:
         """Token, word and token-ratio-adjusted perplexity; intervals treat articles as the independent units."""
-        losses: dict[int, float] = defaultdict(float)
-        counts: dict[int, int] = defaultdict(int)
-        for sample in samples:
-            for document, loss, tokens in sample["documents"]:
-                losses[document] += loss
-                counts[document] += int(tokens)
-        order = sorted(losses)
+        losses, counts = article_sums(samples)
         metrics = ratio_perplexity_metrics(
-            [losses[document] for document in order],
-            [counts[document] for document in order],
+            losses,
+            counts,
             {
                 "adjusted_perplexity": self.token_ratio,
                 "token_perplexity": 1.0,
                 "word_perplexity": (len(self.tokens) - 1) / self.words,
             },
         )
-        return metrics, sum(counts.values()), None
+        return metrics, sum(counts), None
 
     def constants(self) -> Mapping[str, Any]:
         """Count original and scored tokens and windows."""
@@ -158,7 +146,28 @@ class WikiText:
         }
 
 
-def _documents(text: str, offsets: Sequence[int]) -> np.ndarray:
+def article_shares(documents: np.ndarray, scored: Scored) -> list[list[float]]:
+    """Return [article, negative log-likelihood, tokens] of each article that scored tokens, one of each, belong to."""
+    shares: dict[int, list[float]] = defaultdict(lambda: [0.0, 0])
+    for document, log in zip(documents.tolist(), scored.log_probabilities.tolist(), strict=True):
+        shares[document][0] -= log
+        shares[document][1] += 1
+    return [[document, *share] for document, share in sorted(shares.items())]
+
+
+def article_sums(samples: Sequence[Sample]) -> tuple[list[float], list[int]]:
+    """Add up the shares of all samples: negative log-likelihoods and tokens of each article, in their order."""
+    losses: dict[int, float] = defaultdict(float)
+    counts: dict[int, int] = defaultdict(int)
+    for sample in samples:
+        for document, loss, tokens in sample["documents"]:
+            losses[document] += loss
+            counts[document] += int(tokens)
+    order = sorted(losses)
+    return [losses[document] for document in order], [counts[document] for document in order]
+
+
+def article_numbers(text: str, offsets: Sequence[int]) -> np.ndarray:
     """Return the article number of each token: articles begin at the headings `= Title =` of the first level."""
     starts = [match.start() for match in re.finditer(r"(?m)^ ?= (?!=)[^\n]*[^=\n] = ?$", text)] or [0]
     return np.asarray([max(0, bisect.bisect_right(starts, offset) - 1) for offset in offsets], dtype=np.int32)

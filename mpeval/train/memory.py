@@ -18,4 +18,4 @@ def keep_memory() -> bool:
     if not (sys.platform.startswith("linux") and platform.libc_ver()[0] == "glibc"):
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    return bool(mallopt(_MMAP_MAX, 0)) and bool(mallopt(_TRIM_THRESHOLD, 2**31 - 1))
+    return bool(mallopt(_MMAP_MAX, 0)) and bool(mallopt(_TRIM_THRESHOLD, -1))

@@ -118,10 +118,15 @@ def changed_record() -> None:
     path.write_text(json.dumps(record) + "\n")
 
 
-def bert() -> None:
-    shutil.rmtree("tp1")
-    config = small_config(family="bert", tokentypes=2, lm_head=True)
-    make_checkpoint(Path("tp1"), config=config)
+def bert(**changes: Any) -> Callable[[], None]:
+    """Return what makes `tp1` a BERT, with a GPT's tokenizer beside it."""
+
+    def make() -> None:
+        shutil.rmtree("tp1")
+        config = small_config(**({"family": "bert", "tokentypes": 2, "lm_head": True} | changes))
+        make_checkpoint(Path("tp1"), config=config)
+
+    return make
 
 
 def folder_of_theirs(kind: str, weights: str | None) -> Callable[[], None]:
@@ -491,9 +496,47 @@ MODELS = [
     Row(
         name="BERT",
         command=EVALUATE,
-        spoil=bert,
-        error="`tp1` holds a BERT, which has no likelihood of a text",
-        hint="`mpeval inspect` and `mpeval convert` work on a BERT",
+        spoil=bert(),
+        code=2,
+        error="`lambada/megatron-strict` scores a GPT, `tp1` holds a BERT",
+        hint="for a BERT there is `--task wikitext103/masked`",
+    ),
+    Row(
+        name="all of a task that has nothing for a BERT",
+        command=EVALUATE.replace("lambada", "lambada/all"),
+        spoil=bert(),
+        code=2,
+        error="`lambada/all` scores a GPT, `tp1` holds a BERT",
+        hint="for a BERT there is `--task wikitext103/masked`",
+    ),
+    Row(
+        name="default protocol for a BERT",
+        command="evaluate tp1 --task wikitext103/all --task wikitext103",
+        spoil=bert(),
+        code=2,
+        error="`wikitext103/megatron` scores a GPT, `tp1` holds a BERT",
+        hint="for a BERT there is `--task wikitext103/masked`",
+    ),
+    Row(
+        name="protocol of a BERT for a GPT",
+        command="evaluate tp1 --task wikitext103/masked",
+        code=2,
+        error="`wikitext103/masked` scores a BERT, `tp1` holds a GPT",
+        hint="for a GPT there is `--task wikitext103/megatron`, `--task wikitext103/disjoint`",
+    ),
+    Row(
+        name="BERT without its head",
+        command="evaluate tp1 --task wikitext103/masked",
+        spoil=bert(lm_head=False),
+        error="`tp1` holds a BERT without a masked language model head, so it predicts no token",
+        hint="evaluate the checkpoint it was made from",
+    ),
+    Row(
+        name="BERT with a GPT's tokenizer",
+        command="evaluate tp1 --task wikitext103/masked --data data --allow-modified-data",
+        spoil=lambda: (bert()(), Path("data/wiki.test.tokens").write_text(" some words \n")),
+        error="the tokenizer in `tp1` has no `[UNK]` token",
+        hint="a BERT's has [CLS], [SEP], [MASK] and [PAD]",
     ),
     Row(
         name="tensor of a mixture of experts",

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -308,7 +309,7 @@ def test_tasks_list_names_every_protocol_once(capsys: pytest.CaptureFixture[str]
     listed = json.loads(capsys.readouterr().out)
     assert listed == {
         "lambada": ["lambada/megatron-strict", "lambada/megatron-last-token", "lambada/lm-eval-openai"],
-        "wikitext103": ["wikitext103/megatron", "wikitext103/disjoint"],
+        "wikitext103": ["wikitext103/megatron", "wikitext103/disjoint", "wikitext103/masked"],
     }
     assert run_here("tasks list") == 0
     text = capsys.readouterr().out
@@ -710,7 +711,9 @@ def test_a_process_started_by_hand_has_no_world() -> None:
 
 
 def test_the_world_of_torchrun_is_read() -> None:
-    assert world_of(TORCHRUN | MEETING) == World(rank=5, ranks=8, local_rank=1, local_ranks=4, address="node7:29500")
+    world = World(rank=5, ranks=8, local_rank=1, local_ranks=4, address="node7:29500")
+    assert world_of(TORCHRUN | MEETING) == world
+    assert world_of(TORCHRUN | MEETING | {"TORCHELASTIC_RESTART_COUNT": "2"}) == replace(world, attempt=2)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ NEEDS_TWO = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two 
 
 def samples(output: Path, *options: str) -> dict[str, float]:
     """Evaluate the demo checkpoint on the sample rows and return the log-probability of each item."""
-    checkpoint = str(ROOT / "checkpoints/demo-gpt-random")
+    checkpoint = str(ROOT / "checkpoints/demo-gpt")
     command = [sys.executable, "-m", "mpeval", "evaluate", checkpoint, "--task", "lambada"]
     command += ["--data", str(ROOT / "tasks/samples"), "--output", str(output), "--quiet", *options]
     subprocess.run(command, check=True, timeout=200)

@@ -30,24 +30,28 @@ def test_the_readme_lists_every_module() -> None:
             assert re.search(rf"\b{module.name}\b", tree), f"{module.name} is not in the file tree"
 
 
-def test_the_table_in_the_readme_is_what_the_demo_prints(tmp_path: Path) -> None:
+def test_the_tables_in_the_readme_are_what_the_demo_prints(tmp_path: Path) -> None:
     recipe = (ROOT / "Makefile").read_text().split("\ndemo:")[1].split("\n\n")[0].replace("\\\n", "")
-    command = next(line for line in recipe.splitlines() if " evaluate " in line).split()[2:]
-    kept = [word.replace("$(DEMO)", str(tmp_path)) for word in command]
-    run = subprocess.run(
-        [sys.executable, "-m", "mpeval", "evaluate", *kept, "--device", "cpu"],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    rows = [line.rstrip() for line in run.stdout.splitlines() if line.startswith(("│", "demo-gpt"))]
-    shown = [line for line in README.splitlines() if line.startswith(("│", "demo-gpt"))]
+    commands = [line.split()[2:] for line in recipe.splitlines() if " evaluate checkpoints" in line]
+    assert len(commands) == 2
+    printed = ""
+    for command in commands:
+        kept = [word.replace("$(DEMO)", str(tmp_path)) for word in command]
+        printed += subprocess.run(
+            [sys.executable, "-m", "mpeval", "evaluate", *kept, "--device", "cpu"],
+            cwd=ROOT,
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        ).stdout
+    rows = [line.rstrip() for line in printed.splitlines() if line.startswith(("│", "demo-"))]
+    shown = [line for line in README.splitlines() if line.startswith(("│", "demo-"))]
     assert len(rows) == len(shown) >= 6
     for row, line in zip(rows, shown, strict=True):
         assert words(row) == words(line)
-        assert numbers(row) == pytest.approx(numbers(line), rel=2e-3)  # processors differ in the last digits
+        # bfloat16 rounds differently from one processor and thread count to the next
+        assert numbers(row) == pytest.approx(numbers(line), rel=3e-2)
 
 
 NUMBER = re.compile(r"\d[\d,.]*(?:e[+-]\d+)?")

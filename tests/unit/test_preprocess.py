@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import itertools
 import json
+import multiprocessing
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -23,7 +24,7 @@ from mpeval.corpus.indexed import IndexedDataset
 from mpeval.corpus.preprocess import Options, Written
 from mpeval.corpus.readers import Batch
 from mpeval.corpus.sentences import sentences
-from mpeval.errors import DataError, MpevalError, OutputError, TokenizerError, UsageError
+from mpeval.errors import DataError, LaunchError, MpevalError, OutputError, TokenizerError, UsageError
 from mpeval.tokenizer import find_tokenizer
 
 
@@ -282,6 +283,20 @@ def test_inputs_that_changed_meanwhile_are_read_again(
                 (tmp_path / f"{name}{end}").unlink()
 
 
+@pytest.mark.parametrize("other", ["inputs", "settings"])
+def test_what_another_run_wrote_over_is_not_counted(
+    other: str, whole: tuple[int, tuple[bytes, bytes]], inputs: tuple[str, ...], bpe: Settings, tmp_path: Path
+) -> None:
+    stop_in(8, inputs, bpe, tmp_path / "corpus")
+    chosen, settings = (inputs[::-1], bpe) if other == "inputs" else (inputs, replace(bpe, append_eod=False))
+    with pytest.MonkeyPatch.context() as patch:
+        dying(patch, 9, every=3600.0)
+        with pytest.raises(Killed):
+            run(tmp_path / "corpus", chosen, settings, force=True)
+    assert run(tmp_path / "corpus", inputs, bpe, force=True).resumed.documents == 0
+    assert files(tmp_path / "corpus") == whole[1]
+
+
 def test_a_mended_line_does_not_cost_the_inputs_before_it(
     inputs: tuple[str, ...], bpe: Settings, tmp_path: Path
 ) -> None:
@@ -406,6 +421,17 @@ def test_few_batches_are_read_ahead(bpe: Settings) -> None:
         written += 1
         assert len(read) - written <= preprocess.AHEAD * 2
     assert written == 40
+
+
+def test_a_worker_that_dies_is_an_error(bpe: Settings) -> None:
+    batch = Batch(source="made", first=1, done=1, texts=("a river",))
+    results = preprocess.encoded(((0, batch) for _ in range(400)), bpe, 2)
+    next(results)
+    for worker in multiprocessing.active_children():
+        worker.kill()
+    with pytest.raises(LaunchError, match="a tokenizing process died") as raised:
+        list(results)
+    assert "--workers" in raised.value.hint
 
 
 def test_the_library_is_kept_to_one_thread_and_the_setting_put_back(

@@ -14,7 +14,10 @@ import pytest
 from making import run_apart, run_here
 from texts import TEXTS, json_lines, write_bpe, write_wordpiece
 
+from mpeval.corpus import unfinished
+from mpeval.corpus.encoding import Encoder, Packed
 from mpeval.corpus.indexed import IndexedDataset
+from mpeval.corpus.readers import Batch
 
 
 @pytest.fixture(autouse=True)
@@ -117,6 +120,27 @@ def test_an_existing_corpus_needs_force(capsys: pytest.CaptureFixture[str]) -> N
     assert files("c") == before
     assert run_here(f"{command} --append-eod --force") == 0
     assert files("c") != before
+
+
+def test_an_interrupted_run_says_how_it_went_on(capsys: pytest.CaptureFixture[str]) -> None:
+    command = "preprocess a.jsonl body.jsonl --output c --tokenizer bpe --workers 1"
+    Path("body.jsonl").write_bytes(json_lines(TEXTS))
+    encode = Encoder.encode
+
+    def interrupted(self: Encoder, batch: Batch) -> Packed:
+        if batch.source == "body.jsonl":
+            raise KeyboardInterrupt
+        return encode(self, batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Encoder, "encode", interrupted)
+        patch.setattr(unfinished, "EVERY", -1.0)
+        assert run_here(command) == 130
+    capsys.readouterr()
+    assert run_here(command) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[1].startswith(f"{2 * len(TEXTS)} documents")
+    assert said[2] == f"{len(TEXTS)} of the documents were there from a run that was stopped"
 
 
 def running(process: int) -> bool:

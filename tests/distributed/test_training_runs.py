@@ -274,7 +274,15 @@ def test_a_finished_run_is_left_as_it_is(gpt: tuple[str, Path], tmp_path: Path) 
     before = (tmp_path / "run/iter_0000003/mp_rank_00/model_optim_rng.pt").stat().st_mtime_ns
     assert train(options) == lines
     assert (tmp_path / "run/iter_0000003/mp_rank_00/model_optim_rng.pt").stat().st_mtime_ns == before
-    assert len(train(options_for(gpt, tmp_path / "run", "steps=5"))) == 5
+    longer = options_for(gpt, tmp_path / "run", "steps=5", "decay_steps=3")
+    assert losses(train(longer))[:3] == losses(lines)
+
+
+def test_ten_steps_and_ten_more_are_twenty(straight: dict[str, Path], gpt: tuple[str, Path], tmp_path: Path) -> None:
+    train(options_for(gpt, tmp_path / "run", "steps=10", "decay_steps=20"))
+    options = options_for(gpt, tmp_path / "run", "steps=20", "decay_steps=20")
+    assert losses(train(options)) == losses(metrics(straight["1x1"]))
+    assert_same_state(tmp_path / "run", straight["1x1"], 20)
 
 
 def test_a_blend_trains_and_every_corpus_has_its_share(gpt: tuple[str, Path], tmp_path: Path) -> None:
@@ -290,6 +298,7 @@ def test_a_blend_trains_and_every_corpus_has_its_share(gpt: tuple[str, Path], tm
     ("settings", "more", "message"),
     [
         (("lr=2e-3",), {}, "belongs to another run: its lr is `0.001`, this run's `0.002`"),
+        (("steps=9",), {}, "its decay steps is `2`, this run's `9`"),
         (("seed=5",), {}, "its seed is `1234`, this run's `5`"),
         (("layers=1",), {}, "holds another model than the recipe's"),
         ((), {"data": "other"}, "its data is"),
