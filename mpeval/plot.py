@@ -201,6 +201,8 @@ def _pictures(curves: Sequence[Curves]) -> dict[str, bytes]:
 
 def _draw(figure: Figure, curves: Sequence[Curves]) -> None:
     """Draw three panels over one another, and the legend below them, where no curve can be in its way."""
+    from matplotlib.ticker import MaxNLocator
+
     loss, rate, norm = figure.subplots(3, 1, sharex=True, height_ratios=[5, 1.3, 1.3])
     half_life = max(len(run.steps) for run in curves) // 100
     if len(curves) == 1:
@@ -211,6 +213,7 @@ def _draw(figure: Figure, curves: Sequence[Curves]) -> None:
     loss.set_ylabel("loss (nats)" if order else "loss (nats per token)")
     _draw_rates(rate, curves)
     _draw_norms(norm, curves, half_life)
+    norm.xaxis.set_major_locator(MaxNLocator(integer=True))
     norm.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
     norm.set_xlabel("optimizer step")
     figure.align_ylabels()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from mpeval.errors import OutputError, UsageError
+from mpeval.folders import new_file
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.xz", ".jsonl.zst")
 """How a file may end that is written here."""
@@ -63,18 +64,8 @@ def new_stream(path: Path) -> Iterator[IO[bytes]]:
         OutputError: it cannot be written.
     """
     try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                with _compressed(file, path.suffix) as stream:
-                    yield stream
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        with new_file(path) as file, _compressed(file, path.suffix) as stream:
+            yield stream
     except OSError as error:
         raise refused(path, error) from error
 

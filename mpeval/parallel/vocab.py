@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +14,9 @@ Tensor = torch.Tensor
 CHUNK = 256
 """Positions whose logits `linear_cross_entropy` holds at a time: enough rows for a fast matrix product, and a number
 that all ranks agree on, however many columns they own."""
+
+ROWS = 8192
+"""Rows of the table whose gradient of one chunk is held below float32."""
 
 
 class TokenScores(NamedTuple):
@@ -101,7 +104,8 @@ def cross_entropy(logits: Tensor, targets: Tensor, *, first: int, axis: Axis) ->
 class _LinearCrossEntropy(torch.autograd.Function):
     """The gradients for an upstream gradient of 1 are made in forward, while a chunk's logits are at hand.
 
-    Logits are transposed, [columns, n]: float32 products whose result has many rows are the faster ones.
+    Logits are transposed, [columns, n]: float32 products whose result has many rows are the faster ones.  All chunks
+    use the same memory: the operating system clears the pages of blocks as large as this each time it gives them.
     """
 
     @staticmethod
@@ -117,32 +121,43 @@ class _LinearCrossEntropy(torch.autograd.Function):
         differentiable: bool,
     ) -> Tensor:
         wanted = [differentiable and needed for needed in ctx.needs_input_grad[:3]]
-        sums = [
-            torch.zeros_like(given, dtype=torch.float32) if need and given is not None else None
-            for given, need in zip((table, bias), wanted[1:], strict=True)
-        ]
+        x_grad = torch.empty_like(x) if wanted[0] else None
+        table_grad = torch.zeros_like(table, dtype=torch.float32) if wanted[1] else None
+        bias_grad = torch.zeros_like(bias, dtype=torch.float32) if wanted[2] and bias is not None else None
+        space = x.new_empty(len(table), min(CHUNK, len(x)))
+        exact_space = space if x.dtype == torch.float32 else torch.empty_like(space, dtype=torch.float32)
         loss = torch.zeros((), dtype=torch.float32, device=x.device)
-        rows: list[Tensor] = []
-        parts = (torch.split(x, CHUNK), torch.split(targets, CHUNK), torch.split(weights, CHUNK))
-        for part, ids, shares in zip(*parts, strict=True):
-            logits = table @ part.T if bias is None else torch.addmm(bias.unsqueeze(1), table, part.T)
-            losses, gradient = _loss_and_gradient(logits.float(), ids, shares, first, axis)
-            loss += losses.dot(shares)
+        for begin in range(0, len(x), CHUNK):
+            chunk = slice(begin, begin + CHUNK)
+            size = len(targets[chunk])
+            low, logits = space[:, :size], exact_space[:, :size]
+            logits.copy_(torch.mm(table, x[chunk].T, out=low))
+            if bias is not None:
+                logits += bias.unsqueeze(1)
+            losses, gradient = _loss_and_gradient(logits, targets[chunk], weights[chunk], first, axis)
+            loss += losses.dot(weights[chunk])
             if not any(wanted):
                 continue
             grad = gradient()
-            _add_bias_and_table(sums, grad, part)
-            if wanted[0]:
-                rows.append(grad.to(x.dtype).T @ table)
+            low.copy_(grad)
+            if x_grad is not None:
+                torch.mm(low.T, table, out=x_grad[chunk])
+            if table_grad is not None:
+                _add_product(table_grad, low, x[chunk])
+            if bias_grad is not None:
+                bias_grad += grad.sum(dim=1)
+        ctx.made = (x_grad, table_grad, bias_grad)
         ctx.dtypes = (x.dtype, table.dtype, bias.dtype if bias is not None else None)
-        ctx.save_for_backward(torch.cat(rows) if rows else None, *sums)
         return loss
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        made, ctx.made = ctx.made, None
+        if made is None:
+            raise RuntimeError("the gradients of this loss were handed out by an earlier backward pass")
         scaled = [
-            None if grad is None else (grad * grads[0]).to(dtype)
-            for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+            None if grad is None else grad.mul_(grads[0]).to(dtype)
+            for grad, dtype in zip(made, ctx.dtypes, strict=True)
         ]
         return (*scaled, None, None, None, None, None)
 
@@ -171,17 +186,13 @@ def _loss_and_gradient(
     return top + total.log() - found[:, 2].sum(dim=0), gradient
 
 
-def _add_bias_and_table(sums: Sequence[Tensor | None], grad: Tensor, x: Tensor) -> None:
-    """Add one chunk's gradients of table and bias to float32 `sums`."""
-    table, bias = sums
-    if bias is not None:
-        bias += grad.sum(dim=1)
-    if table is None:
+def _add_product(to: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add `left @ right` to a float32 tensor, whatever the factors' dtype, some rows at a time."""
+    if left.dtype == torch.float32:
+        to.addmm_(left, right)
         return
-    if x.dtype == torch.float32:
-        table.addmm_(grad, x)
-    else:
-        table += grad.to(x.dtype) @ x
+    for total, rows in zip(torch.split(to, ROWS), torch.split(left, ROWS), strict=True):
+        total += rows @ right
 
 
 def linear_cross_entropy(

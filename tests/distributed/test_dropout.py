@@ -6,8 +6,7 @@ import pytest
 import torch
 from ranks import run_ranks
 
-from mpeval.parallel.dropout import dropout
-from mpeval.parallel.dropout import DropoutStreams
+from mpeval.parallel.dropout import DropoutStreams, dropout
 from mpeval.parallel.group import Group
 
 Masks = dict[str, torch.Tensor]

@@ -14,8 +14,10 @@ from typing import Any
 
 import pytest
 import torch
+from making import VOCAB
 from ranks import run_ranks
 from torch.nn import functional as F
+from training import make_gpt_corpus, options_for, train
 
 import mpeval
 from mpeval.checkpoint.weights import MadeWeights
@@ -170,3 +172,11 @@ def test_megatron_core_loads_it_strictly_and_computes_the_same(
         torch.testing.assert_close(logits[..., :true][real], reference["logits"][real], rtol=0, atol=2e-5)
         if binary is not None:
             torch.testing.assert_close(binary, reference["binary_logits"], rtol=0, atol=2e-5)
+
+
+def test_megatron_core_reads_what_is_trained_here(tmp_path: Path) -> None:
+    train(options_for(make_gpt_corpus(tmp_path / "corpus"), tmp_path / "run", "steps=3", "init_std=0.2"), tp=2)
+    ids = torch.randint(0, VOCAB, (2, 30), generator=torch.Generator().manual_seed(2))
+    for theirs, mine in run_ranks(_variant, 2, tmp_path / "run", ids, timeout=200.0):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=2e-4)
+        assert theirs.std() > 0.5
