@@ -88,15 +88,16 @@ class RandomSamples:
 
 def hugging_face(family: str) -> Any:
     """Make the model of transformers, with its own random weights."""
-    from transformers import BertConfig, BertForPreTraining, GPT2Config, GPT2LMHeadModel
+    from transformers import BertConfig, BertForPreTraining, GPT2Config, GPT2LMHeadModel, logging
 
+    logging.disable_progress_bar()
     torch.manual_seed(1)
     return GPT2LMHeadModel(GPT2Config()) if family == "gpt" else BertForPreTraining(BertConfig())
 
 
 def trainer(study: Study, pipe: Connection) -> None:
     """Train with `transformers.Trainer`; each optimizer step waits for its turn and reports seconds and loss."""
-    from transformers import Trainer, TrainerCallback, TrainingArguments, logging
+    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, logging
 
     logging.set_verbosity_error()
     model = hugging_face(study.family)
@@ -133,7 +134,9 @@ def trainer(study: Study, pipe: Connection) -> None:
         made = [_for_transformers(study.family, samples[number]) for number in range(len(samples))]
         pipe.recv()
         begin = time.perf_counter()
-        Trainer(model=model, args=arguments, train_dataset=made, callbacks=[Turns()]).train()
+        one = Trainer(model=model, args=arguments, train_dataset=made, callbacks=[Turns()])
+        one.remove_callback(PrinterCallback)
+        one.train()
 
 
 def _for_transformers(family: str, sample: Mapping[str, np.ndarray]) -> dict[str, Any]:

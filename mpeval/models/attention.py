@@ -71,7 +71,7 @@ class _Attention(torch.autograd.Function):
         query = (query * query.shape[-1] ** -0.5).contiguous()
         key, value = key.contiguous(), value.contiguous()
         masks, shared = _Masks(query, mask, causal), query.shape[1] // key.shape[1]
-        mixed = torch.empty_like(query)
+        mixed = query.new_empty((*query.shape[:-1], value.shape[-1]))
         drops = []
         for tile in _tiles(query, causal):
             s, h, group, rows, keys = tile.sample, tile.head, tile.head // shared, slice(*tile[2:4]), tile.keys

@@ -12,8 +12,8 @@ _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of <malloc.h>
 def keep_memory() -> bool:
     """Make glibc keep freed memory, and take large blocks from it; tell whether this is done (Linux with glibc only).
 
-    By default each allocation above 32 MB is mapped anew and given back when freed: the kernel clears its pages
-    again in every step.  Call it once, before the first large allocation.  The process' memory then never shrinks.
+    By default blocks above 32 MB are mapped anew whenever they are allocated, and free memory above 64 MB is given
+    back: the kernel clears the same pages again in every step.  The process' memory then never shrinks.
     """
     if not (sys.platform.startswith("linux") and platform.libc_ver()[0] == "glibc"):
         return False

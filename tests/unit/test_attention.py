@@ -87,7 +87,7 @@ def test_values_and_gradients_are_those_of_the_same_dropped_probabilities(
 def test_probabilities_are_dropped_independently_at_the_rate(masked: bool, causal: bool) -> None:
     time = 64
     mask = _mask(time) if masked else None
-    inputs = _inputs(time, 8)
+    inputs = _inputs(time, time)
     used, shares = _dropped(inputs, mask, causal), _shares(inputs[0], inputs[1], mask, causal)
     assert not used[shares == 0].any()
     kept = used != 0
