@@ -40,6 +40,25 @@ def test_the_rate_is_kept_and_the_rest_scaled_up() -> None:
     assert dropped.max().item() == pytest.approx(1 / 0.9)
 
 
+def test_the_gradient_passes_where_nothing_was_dropped() -> None:
+    streams = DropoutStreams(1, Group.single())
+    for dtype in (torch.float32, torch.bfloat16):
+        x = torch.randn(7, 9, generator=torch.Generator().manual_seed(2)).to(dtype).requires_grad_()
+        dropped = dropout(x, 0.25, streams)
+        (grad,) = torch.autograd.grad(dropped.sum(), x)
+        expected = torch.where(dropped == 0, 0.0, torch.ones_like(x) / 0.75)
+        torch.testing.assert_close(grad, expected, rtol=1e-2 if dtype is torch.bfloat16 else 1e-6, atol=0)
+        assert 0 < (dropped == 0).sum() < 63
+
+
+@pytest.mark.parametrize("rate", [2**-16, 0.1, 0.5, 0.9, 1 - 2**-16])
+def test_each_of_four_elements_of_a_number_is_dropped_at_the_rate(rate: float) -> None:
+    size = 1 << 20
+    kept = DropoutStreams(3, Group.single()).kept((size,), rate, "own")
+    for share in (*(kept[offset::4].float().mean().item() for offset in range(4)), kept.float().mean().item()):
+        assert abs(share - (1 - rate)) < 5 * (rate * (1 - rate) / (size / 4)) ** 0.5
+
+
 def test_a_stream_moves_on_and_can_be_put_back() -> None:
     streams = DropoutStreams(1, Group.single())
     position = streams.state()

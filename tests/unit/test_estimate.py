@@ -105,7 +105,21 @@ def kept(model: Transformer, recipe: Recipe) -> int:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         loss = loss_of(model, recipe, recipe.micro_batch(1))
     assert loss.isfinite()
-    return sum(storage.nbytes() for storage in seen.values())
+    return sum(storage.nbytes() for storage in seen.values()) + _made(loss)
+
+
+def _made(loss: torch.Tensor) -> int:
+    """Return the bytes of the output layer's gradients, which its node in the graph keeps beside what autograd saves."""
+    found, nodes = 0, [loss.grad_fn]
+    seen: set[Any] = set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        found += sum(tensor.nbytes for tensor in getattr(node, "made", ()) if tensor is not None)
+        nodes += [parent for parent, _ in node.next_functions]
+    return found
 
 
 WIDE = ("hidden=128", "context=128", "layers=2")
