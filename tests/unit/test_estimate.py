@@ -109,7 +109,7 @@ def kept(model: Transformer, recipe: Recipe) -> int:
 
 
 def _made(loss: torch.Tensor) -> int:
-    """Return the bytes of the output layer's gradients, which its node in the graph keeps beside what autograd saves."""
+    """Return the bytes of the output layer's gradients, which its node of the graph keeps by itself."""
     found, nodes = 0, [loss.grad_fn]
     seen: set[Any] = set()
     while nodes:
