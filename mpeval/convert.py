@@ -19,6 +19,7 @@ from mpeval.checkpoint.weights import StoredWeights
 from mpeval.checkpoint.write import fill_megatron, refuse_order, write_tracker
 from mpeval.errors import CheckpointError, MpevalError, OutputError, UsageError
 from mpeval.folders import new_folder, unwritable, write_atomically
+from mpeval.tokenizer import files_beside
 
 Target = Literal["megatron", "megatron-core", "torch_dist", "huggingface"]
 TARGETS = get_args(Target)
@@ -26,17 +27,6 @@ REPORT = "conversion.json"
 """What was read, written and left out, with every tensor's digest before and after; beside the weights."""
 DIVISOR = 128
 """Megatron's default of `make_vocab_size_divisible_by`."""
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "vocab.txt",
-)
-"""Copied along, so that what is written can be evaluated as it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +126,7 @@ def convert(
             format=format,
             before=before,
             after=after,
-            copied=_tokenizer_files(opened),
+            copied=tuple(_tokenizer_files(opened)),
             notes=tuple(notes),
         )
         (folder / REPORT).write_text(json.dumps(done.document(), indent=1) + "\n", encoding="utf-8")
@@ -258,17 +248,13 @@ def _writer(
     return fill
 
 
-def _tokenizer_files(opened: ShardedCheckpoint) -> tuple[str, ...]:
-    """Return which files of a tokenizer lie beside the source."""
-    return tuple(name for name in TOKENIZER_FILES if _beside(opened, name) is not None)
-
-
-def _beside(opened: ShardedCheckpoint, name: str) -> Path | None:
-    return next((folder / name for folder in (opened.root, opened.path) if (folder / name).is_file()), None)
+def _tokenizer_files(opened: ShardedCheckpoint) -> dict[str, Path]:
+    """Return the files of a tokenizer beside the source, so that what is written can be evaluated as it is."""
+    return files_beside((opened.root, opened.path))
 
 
 def _copy(names: tuple[str, ...], opened: ShardedCheckpoint, to: Path) -> None:
     """Copy the source's tokenizer, over another one that is there: the weights written go with this one."""
+    found = _tokenizer_files(opened)
     for name in names:
-        if (path := _beside(opened, name)) is not None:
-            write_atomically(to / name, path.read_bytes())
+        write_atomically(to / name, found[name].read_bytes())

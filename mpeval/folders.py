@@ -94,9 +94,14 @@ def _flush(folder: Path) -> None:
                 os.fsync(file.fileno())
 
 
-def unwritable(path: Path, error: OSError | ValueError, option: str = "--output") -> OutputError:
-    """Describe why `path` cannot be written, and by which option (none: as an argument) another can be given."""
-    kind = "folder" if option in {"--output", ""} else "file"
+def unwritable(
+    path: Path, error: OSError | ValueError, option: str = "--output", *, kind: str | None = None
+) -> OutputError:
+    """Describe why `path` cannot be written, and by which option (none: as an argument) another can be given.
+
+    `kind` says what to give: by default a folder for `--output` or an argument, a file for any other option.
+    """
+    kind = kind or ("folder" if option in {"--output", ""} else "file")
     by = f" by `{option}`" if option else ""
     said = getattr(error, "strerror", None) or error
     return OutputError(f"cannot write `{path}`: {said}", f"give a {kind} you may write to{by}")

@@ -19,12 +19,12 @@ from mpeval.checkpoint.locate import TRACKER
 from mpeval.checkpoint.open import open_checkpoint
 from mpeval.config import ModelConfig
 from mpeval.corpus.indexed import IndexedDataset
-from mpeval.corpus.samples import Samples, SpecialIds, open_samples
+from mpeval.corpus.samples import Part, Samples, SpecialIds, open_samples
 from mpeval.errors import OutputError, UsageError
 from mpeval.folders import unwritable, write_atomically
 from mpeval.journal import RUN_FILE, claim
 from mpeval.recipe import Recipe, find_recipe
-from mpeval.tokenizer import FILES, Tokenizer, find_tokenizer
+from mpeval.tokenizer import Tokenizer, files_beside, find_tokenizer
 
 if TYPE_CHECKING:
     from mpeval.checkpoint.training import Progress, TrainingState
@@ -106,32 +106,34 @@ def plan(options: Options, tp: int, dp: int) -> Plan:
     tokenizer = find_tokenizer(options.tokenizer, [])
     config = recipe.config(tokenizer.size, tp)
     config.check_ranks(tp)
-    corpora = tuple((weight, IndexedDataset(prefix)) for weight, prefix in weighted(options.data))
+    corpora = weighted(options.data)
     state = _state(options.output, config)
     return Plan(recipe=recipe, config=config, tokenizer=tokenizer, corpora=corpora, output=options.output, state=state)
 
 
-def weighted(data: Sequence[str]) -> list[tuple[float, str]]:
-    """Read `[WEIGHT] PREFIX ...` as Megatron does: all corpora have a weight, or none (then their size decides).
+def weighted(data: Sequence[str]) -> tuple[tuple[float, IndexedDataset], ...]:
+    """Open `[WEIGHT] PREFIX ...` as Megatron reads it: all corpora have a weight, or none (then their size decides).
 
     Raises:
+        DataError: a corpus is missing or damaged.
         UsageError: a weight without a corpus, or some with and some without.
     """
-    made: list[tuple[float, str]] = []
+    made: list[tuple[float | None, str]] = []
     weight: float | None = None
     weights = 0
     for word in data:
         if weight is None and (number := _number(word)) is not None:
             weight, weights = number, weights + 1
         else:
-            made.append((weight if weight is not None else 0.0, word))
+            made.append((weight, word))
             weight = None
     if weight is not None or weights not in {0, len(made)}:
         raise UsageError(
             f"`--data {' '.join(data)}` gives some corpora a weight and others none",
             "write `--data 0.3 FIRST 0.7 SECOND`, or no weight at all",
         )
-    return made if weights else [(float(IndexedDataset(prefix).tokens), prefix) for _, prefix in made]
+    opened = [(given, IndexedDataset(prefix)) for given, prefix in made]
+    return tuple((float(corpus.tokens) if given is None else given, corpus) for given, corpus in opened)
 
 
 def _number(word: str) -> float | None:
@@ -202,17 +204,11 @@ def _claim(made: Plan) -> None:
         identity = {**made.recipe.identity(), "tokenizer": made.tokenizer.digest, "data": corpora}
         claim(made.output / RUN_FILE, identity, "give another folder by `--output`, or that run's value by `--set`")
         write_atomically(made.output / "recipe.toml", made.recipe.toml())
-        copy_tokenizer(made.tokenizer.path, made.output)
+        for name, path in files_beside((made.tokenizer.path,)).items():  # so that what is trained can be evaluated
+            if path.resolve() != (made.output / name).resolve():
+                write_atomically(made.output / name, path.read_bytes())
     except OSError as error:
         raise unwritable(made.output, error) from error
-
-
-def copy_tokenizer(folder: Path, to: Path) -> None:
-    """Copy a tokenizer's files, so that what is trained can be evaluated as it is."""
-    names = {name for names in FILES for name in names} | {"tokenizer_config.json", "special_tokens_map.json"}
-    for name in sorted(names):
-        if (folder / name).is_file() and (folder / name).resolve() != (to / name).resolve():
-            write_atomically(to / name, (folder / name).read_bytes())
 
 
 def _samples(made: Plan) -> tuple[Samples, Samples | None]:
@@ -221,12 +217,12 @@ def _samples(made: Plan) -> tuple[Samples, Samples | None]:
     folder = made.corpora[0][1].prefix.parent
     cache = folder / "index-cache" if os.access(folder, os.W_OK) else made.output / "index-cache"
 
-    def part(name: str, samples: int) -> Samples:
+    def part(name: Part, samples: int) -> Samples:
         return open_samples(
             "bert" if family == "bert" else "gpt",
             made.corpora,
             split=training.split,
-            part=name,  # type: ignore[arg-type]
+            part=name,
             samples=samples,
             sequence=made.recipe.sequence,
             seed=training.seed,
@@ -252,8 +248,7 @@ def special_ids(tokenizer: Tokenizer) -> SpecialIds:
     import numpy as np
 
     ids = {name: tokenizer.special_id(token) for name, token in SPECIAL.items()}
-    continuation = np.array([piece.startswith("##") for piece in tokenizer.pieces()])
-    return SpecialIds(**ids, vocab=tokenizer.size, continuation=continuation)
+    return SpecialIds(**ids, vocab=tokenizer.size, continuation=np.array(tokenizer.continuations()))
 
 
 def _train(ready: Run, progress: Progress, made: Plan, options: Options) -> None:

@@ -23,6 +23,8 @@ WORDPIECE = ("vocab.txt",)
 """The one a BERT's comes under, where there is no `tokenizer.json`."""
 SETTINGS = "tokenizer_config.json"
 """What may lie beside a `vocab.txt` and say how text is normalized."""
+OTHER_FILES = ("tokenizer.model", SETTINGS, "special_tokens_map.json", "added_tokens.json")
+"""What else belongs to a tokenizer."""
 END_OF_TEXT = "<|endoftext|>"
 
 
@@ -74,6 +76,10 @@ class Tokenizer:
         """Return the text of every token as the vocabulary spells it, in the order of ids."""
         return [self.backend.id_to_token(token) or "" for token in range(self.size)]
 
+    def continuations(self) -> list[bool]:
+        """Tell of every token whether it goes on with the word before it, as WordPiece's `##` tokens do."""
+        return [piece.startswith("##") for piece in self.pieces()]
+
     @property
     def end_of_text(self) -> int:
         """The id of `<|endoftext|>`."""
@@ -84,6 +90,13 @@ class Tokenizer:
                 "choose another protocol, or the checkpoint's own tokenizer",
             )
         return int(token)
+
+
+def files_beside(folders: Sequence[Path]) -> dict[str, Path]:
+    """Return every file of a tokenizer that lies in one of the folders, the first of each name."""
+    names = [name for names in (*FILES, WORDPIECE, OTHER_FILES) for name in names]
+    found = {name: folder / name for folder in reversed(folders) for name in names if (folder / name).is_file()}
+    return {name: found[name] for name in names if name in found}
 
 
 def find_tokenizer(given: Path | None, beside: Sequence[Path]) -> Tokenizer:

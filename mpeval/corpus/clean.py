@@ -16,9 +16,9 @@ import numpy as np
 from mpeval.corpus.dedup import Filter, Verdicts, bands, judge
 from mpeval.corpus.documents import Document, documents
 from mpeval.corpus.readers import Source, find_source
-from mpeval.corpus.streams import check_folder, check_new, new_stream, refused
+from mpeval.corpus.streams import check_folder, check_new, new_stream
 from mpeval.errors import DataError
-from mpeval.folders import write_atomically
+from mpeval.folders import unwritable, write_atomically
 from mpeval.report import byte_progress
 from mpeval.tokenizer import Tokenizer
 
@@ -143,7 +143,7 @@ def _judge(texts: Iterator[str], settings: Filter, output: Path, tokenizer: Toke
         with tempfile.TemporaryFile(dir=output.parent) as spool:
             return judge(texts, settings, spool, count if tokenizer is not None else None)
     except OSError as error:
-        raise refused(output, error) from error
+        raise unwritable(output, error, kind="file") from error
 
 
 def _counted(

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mpeval.folders import unwritable, write_atomically
+from mpeval.folders import new_file, unwritable, write_atomically
 
 VERSION = 1
 """To be raised whenever other arrays are built from the same identity."""
@@ -57,19 +55,9 @@ def _write(folder: Path, described: Mapping[str, Any], arrays: Arrays) -> None:
 
 def _save(path: Path, array: npt.NDArray[Any]) -> list[int]:
     """Write one array atomically; return its file's size and checksum."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            np.save(file, array, allow_pickle=False)
-            file.flush()
-            os.fsync(file.fileno())
-        measured = _measure(Path(temporary))
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return measured
+    with new_file(path) as file:
+        np.save(file, array, allow_pickle=False)
+    return _measure(path)
 
 
 def _measure(path: Path) -> list[int]:

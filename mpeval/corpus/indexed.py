@@ -13,6 +13,7 @@ import os
 import struct
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, overload
@@ -95,7 +96,7 @@ class IndexedDataset:
         """Number of all token ids."""
         return len(self._ids)
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """`sha256:...` of the index: what sample indices are made from."""
         return "sha256:" + hashlib.sha256(self._raw.data).hexdigest()

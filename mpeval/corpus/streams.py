@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from mpeval.errors import OutputError, UsageError
-from mpeval.folders import new_file
+from mpeval.folders import new_file, unwritable
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.xz", ".jsonl.zst")
 """How a file may end that is written here."""
@@ -47,13 +47,7 @@ def check_folder(path: Path, option: str) -> None:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     except OSError as error:
-        raise refused(path, error, option) from error
-
-
-def refused(path: Path, error: OSError, option: str = "--output") -> OutputError:
-    """Describe why the file that `option` names cannot be written."""
-    said = error.strerror or error
-    return OutputError(f"cannot write `{path}`: {said}", f"give a file you may write to by `{option}`")
+        raise unwritable(path, error, option, kind="file") from error
 
 
 @contextmanager
@@ -67,7 +61,7 @@ def new_stream(path: Path) -> Iterator[IO[bytes]]:
         with new_file(path) as file, _compressed(file, path.suffix) as stream:
             yield stream
     except OSError as error:
-        raise refused(path, error) from error
+        raise unwritable(path, error, kind="file") from error
 
 
 @contextmanager

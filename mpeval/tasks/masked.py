@@ -67,7 +67,7 @@ class MaskedWikiText:
         self.tokens = np.asarray(ids, dtype=np.int64)
         self.documents = article_numbers(text, offsets)
         self.known = self.tokens != tokenizer.special_id("[UNK]")
-        self.continues = np.array([piece.startswith("##") for piece in tokenizer.pieces()])[self.tokens]
+        self.continues = np.array(tokenizer.continuations())[self.tokens]
         self.special = [tokenizer.special_id(token) for token in ("[CLS]", "[SEP]", "[MASK]")]
         self.hidden: dict[str, np.ndarray] = {}
         """Places in the text that each window hides, by its id."""

@@ -76,9 +76,10 @@ class Feeder:
             fed = waiting.result()
             first += self.batch
             waiting = pool.submit(self.fetch, first) if first < end else None
-            yield self._moved(fed)
+            yield self.moved(fed)
 
-    def _moved(self, fed: Fed) -> Fed:
+    def moved(self, fed: Fed) -> Fed:
+        """Return the same on this rank's device."""
         device = self.group.device
         if device.type == "cpu":
             return fed

@@ -197,11 +197,10 @@ def evaluate(run: Run) -> float:
     sums = [0.0] * len(run.objective.names)
     counts = [0.0] * len(sums)
     for number in range(training.evaluate_batches):
-        for part in run.validation.fetch(number * training.batch).micro:
-            moved = {name: value.to(group.device) for name, value in part.items()}
-            found = run.objective.sums(run.model, moved)
+        for part in run.validation.moved(run.validation.fetch(number * training.batch)).micro:
+            found = run.objective.sums(run.model, part)
             sums = [a + float(b) for a, b in zip(sums, found, strict=True)]
-            counts = [a + b for a, b in zip(counts, run.objective.counts(moved), strict=True)]
+            counts = [a + b for a, b in zip(counts, run.objective.counts(part), strict=True)]
     run.model.train()
     sums, counts = summed_over(sums, group), summed_over(counts, group)
     return sum(a / max(1.0, b) for a, b in zip(sums, counts, strict=True))

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from making import make_data, run_apart, run_here
-from training import losses, make_gpt_corpus, metrics, options_for, train
+from making import ROWS, make_data, run_apart, run_here
+from training import losses, make_bert_corpus, make_gpt_corpus, metrics, options_for, train
 
 from mpeval.checkpoint.open import open_checkpoint
 
@@ -174,6 +174,18 @@ def test_what_is_trained_is_evaluated_converted_and_plotted(corpus: tuple[str, P
     ours = load_model(open_checkpoint(output))
     with torch.no_grad():
         torch.testing.assert_close(theirs(ids).logits[..., : ours.config.vocab], ours(ids), rtol=1e-4, atol=1e-4)
+
+
+def test_a_trained_bert_has_its_tokenizer_beside_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "run"
+    train(options_for(make_bert_corpus(tmp_path / "corpus"), output, "steps=2", recipe="bert-tiny"), tp=2)
+    (tmp_path / "data/wikitext-103").mkdir(parents=True)
+    text = " = Boats = \n\n" + " ".join(ROWS) + "\n"
+    (tmp_path / "data/wikitext-103/wiki.test.tokens").write_text(text)
+    command = f"evaluate {output} --task wikitext103/masked --data {tmp_path / 'data'} --allow-modified-data"
+    assert run_here(f"{command} --device cpu --json --quiet") == 0
+    [result] = json.loads(capsys.readouterr().out)["results"]
+    assert result["n"] > 10
 
 
 def test_tensorboard_gets_every_step(corpus: tuple[str, Path], tmp_path: Path) -> None:
