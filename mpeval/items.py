@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
+
+Head = Literal["lm", "multichoice", "classification", "span"]
+"""What of a model a protocol reads: its language model head, or one of the heads that finetuning adds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +23,11 @@ class Request:
     def inputs(self) -> int:
         """Tokens the model reads: all but the last."""
         return len(self.context) + len(self.target) - 1
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens of each sequence the model reads: there is one."""
+        return (self.inputs,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +45,63 @@ class Masked:
     def inputs(self) -> int:
         """Tokens the model reads."""
         return len(self.ids)
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens of each sequence the model reads: there is one."""
+        return (self.inputs,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Headed:
+    """Apply the task head to sequences: one per option of a question, one for a pair of texts, or windows of a text."""
+
+    ids: tuple[np.ndarray, ...]
+    """[time] of integers each, special tokens in place, no padding."""
+    firsts: tuple[int, ...]
+    """How many tokens at the start of each sequence are of type 0; those that follow are of type 1."""
+    targets: np.ndarray
+    """What is right, int64: [1], the option or class (-1: unknown); [sequences, 2] for spans: first and last place."""
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens of each sequence the model reads."""
+        return tuple(len(ids) for ids in self.ids)
+
+    @property
+    def inputs(self) -> int:
+        """Tokens the model reads."""
+        return sum(self.lengths)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Likelihoods:
+    """Score each option of a question by the probability that a language model gives its tokens."""
+
+    options: tuple[Request, ...]
+    targets: np.ndarray
+    """[1] int64, the option that is right (-1: unknown)."""
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens of each sequence the model reads."""
+        return tuple(option.inputs for option in self.options)
+
+    @property
+    def inputs(self) -> int:
+        """Tokens the model reads."""
+        return sum(self.lengths)
+
+
+AnyRequest = Request | Masked | Headed | Likelihoods
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """One thing to score: its id, unique in its task, and the request."""
+
+    id: str
+    request: AnyRequest
 
 
 class Response(NamedTuple):
@@ -69,3 +134,16 @@ class Scored:
     def response(self) -> Response:
         """The score without its details."""
         return Response(self.log_probability, self.greedy, len(self.log_probabilities))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answered:
+    """What a task head says of one `Headed` request."""
+
+    logits: tuple[np.ndarray, ...]
+    """float32, one array per sequence: [outputs], 1 of a multiple-choice head or the classes; [time, 2] of a span head,
+    for each place how likely the answer begins there and ends there."""
+
+
+AnyScore = Scored | Answered | tuple[Scored, ...]
+"""What comes back: `Scored` for a `Request` or `Masked`, `Answered` for a `Headed`, one `Scored` per option."""

@@ -36,6 +36,8 @@ class Tokenizer:
     backend: Any
     size: int
     digest: str
+    cache: Path | None = None
+    """A folder for the ids of whole benchmarks, by content; none: they are made anew each time."""
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of one text, no special tokens added."""
@@ -50,6 +52,11 @@ class Tokenizer:
         """Return the ids of one text and the character at which each begins."""
         encoding = self.backend.encode(text, add_special_tokens=False)
         return list(encoding.ids), [start for start, _ in encoding.offsets]
+
+    def encode_batch_with_offsets(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """Return of many texts, in parallel, the ids and which characters each is made of: the first, and the end."""
+        encodings = self.backend.encode_batch(list(texts), add_special_tokens=False)
+        return [(list(encoding.ids), list(encoding.offsets)) for encoding in encodings]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids; ids past the vocabulary (padding rows) show as `<pad-row>`."""

@@ -18,6 +18,7 @@ import numpy as np
 from mpeval.corpus.words import BREAK, ngram_hashes, whole_ngrams, word_hashes
 from mpeval.data import Data
 from mpeval.errors import DataError
+from mpeval.questions import Question
 from mpeval.tasks.cards import Card
 
 UNKNOWN = "<unk>"
@@ -100,12 +101,14 @@ class Overlap:
 
 
 def table_of(card: Card, data: Data, length: int) -> Table:
-    """Hash the n-grams of a benchmark's rows; the rows of a task that is one text are its articles.
+    """Hash the n-grams of a benchmark's rows.
+
+    The rows of a task that is one text are its articles, those of a task that asks are passages with their questions.
 
     Raises:
         DataError: no row has `length` words.
     """
-    rows = data.rows if card.format == "jsonl" else articles(data.text)
+    rows = _rows(card, data)
     words = [_words(row) for row in rows]
     hashes = tuple(ngram_hashes(row, length) for row in words)
     distinct = np.unique(np.concatenate(hashes))
@@ -128,6 +131,20 @@ def table_of(card: Card, data: Data, length: int) -> Table:
         seen=np.zeros(len(distinct), dtype=np.bool_),
         sieve=sieve,
     )
+
+
+def _rows(card: Card, data: Data) -> Sequence[str]:
+    if data.questions:
+        return passages(data.questions)
+    return data.rows if card.format == "jsonl" else articles(data.text)
+
+
+def passages(questions: Sequence[Question]) -> list[str]:
+    """Return each passage once, followed by the questions about it and their options, a line each."""
+    lines: dict[str, list[str]] = {}
+    for item in questions:
+        lines.setdefault(item.passage, [item.context]).extend(filter(None, (item.question, *item.options)))
+    return ["\n".join(parts) for parts in lines.values()]
 
 
 def articles(text: str) -> list[str]:

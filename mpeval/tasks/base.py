@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
-from mpeval.items import Masked, Request, Scored
+from mpeval.items import Item, Scored
 from mpeval.results import Metric
 from mpeval.tasks.cards import Card
 from mpeval.tasks.cards import Protocol as CardProtocol
 
+__all__ = ["Item", "Sample", "Task", "sample_line"]
+
 Sample = dict[str, Any]
 """One line of `samples.jsonl`: task, id, target, prediction, log_probability, greedy, correct, tokens, and more."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Item:
-    """One thing to score: its id, unique in its task, and the request."""
-
-    id: str
-    request: Request | Masked
 
 
 class Task(Protocol):
@@ -31,8 +24,8 @@ class Task(Protocol):
     flags: tuple[str, ...]
     items: Sequence[Item]
 
-    def judge(self, item: Item, scored: Scored) -> Sample:
-        """Turn the score of one item into its line of `samples.jsonl`."""
+    def judge(self, item: Item, scored: Any) -> Sample:
+        """Turn the score of one item (`AnyScore`, of the kind its request gets) into its line of `samples.jsonl`."""
 
     def summarise(self, samples: Sequence[Sample]) -> tuple[list[Metric], int, int | None]:
         """Return metrics (the primary one first), the number of observations, and how many are correct."""

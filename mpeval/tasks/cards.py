@@ -5,11 +5,13 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from mpeval.errors import DataError, UsageError, suggest
 from mpeval.folders import data_folder
+from mpeval.items import Head
 
 T = TypeVar("T")
 
@@ -24,33 +26,81 @@ class Protocol:
     description: str
     family: str = "gpt"
     """Which models it scores: `gpt` or `bert`."""
+    head: Head = "lm"
+    """What of the model it reads."""
+    options: int = 0
+    """Options of each question, or classes of each pair of texts."""
     window: int | None = None
-    """Tokens a window's inputs span, special ones included (perplexity only)."""
+    """Tokens a window's inputs span, special ones included (perplexity and spans)."""
     stride: int | None = None
-    """Tokens from one window to the next (perplexity only)."""
+    """Tokens from one window to the next (perplexity and spans)."""
+    split: str = ""
+    """What it is evaluated on by default, if not the card's; likewise the two that follow."""
+    train_split: str = ""
+    dev_split: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class HubSource:
-    """Where the `datasets` library finds the same rows."""
+    """Where the `datasets` library finds the same rows, and its classes by number (none: as in the card)."""
 
     id: str
     config: str
     split: str
     revision: str
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """What the data must be: rows, and the sha256 of the published file."""
+    """What the data must be.
+
+    Attributes:
+        rows: rows, lines of a text, or questions.
+        sha256: of the one unpacked file, or of several as `mpeval.data` digests them; empty if it is not known.
+        questions: digest of the questions themselves, by which those of `datasets` are known; empty if not known.
+    """
 
     rows: int
-    sha256: str
+    sha256: str = ""
+    questions: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """One set of a benchmark: where its files lie, what is in them, and where else it is to be had.
+
+    Attributes:
+        files: paths below `--data` as published, files or folders of files; any may be compressed.
+        archives: patterns of names; archives of the first that is there hold what of `files` lies in no folder.
+        bare: files that are published with an article but no questions.
+        labelled: whether the set says what is right.
+        sample: the self-written rows in `tasks/samples`.
+    """
+
+    name: str
+    files: tuple[str, ...]
+    published: Contents
+    archives: tuple[str, ...] = ()
+    bare: tuple[str, ...] = ()
+    labelled: bool = True
+    sample: Contents | None = None
+    hub: HubSource | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """One benchmark, as its TOML file describes it."""
+    """One benchmark, as its TOML file describes it.
+
+    Attributes:
+        kind: `cloze`, `perplexity`, `choice`, `pair` or `span`.
+        format: how its files are read: `jsonl`, `text`, `race`, `piqa`, `tsv` or `squad`.
+        field: the column with the text (`jsonl` and `text`).
+        labels: classes by number (`pair`).
+        split: the one that is evaluated by default.
+        train_split, dev_split: what is finetuned on and by what the best epoch is chosen; empty where nothing is.
+        default: for each family that has one, the protocol that is meant by the task's name alone.
+    """
 
     name: str
     title: str
@@ -60,16 +110,15 @@ class Card:
     homepage: str
     license: str
     citation: str
-    file: str
-    """Path of the data file below `--data`, as published."""
     format: str
-    field: str
     split: str
-    published: Contents
-    sample: Contents
-    hub: HubSource
-    default: str
+    splits: tuple[Split, ...]
+    default: dict[str, str]
     protocols: tuple[Protocol, ...]
+    field: str = ""
+    labels: tuple[str, ...] = ()
+    train_split: str = ""
+    dev_split: str = ""
 
     def protocol(self, name: str) -> Protocol:
         """Return a protocol by id (`lambada/megatron-strict`) or short name (`megatron-strict`)."""
@@ -79,6 +128,32 @@ class Card:
         raise UsageError(
             f"task `{self.name}` has no protocol `{name}`", suggest(name, [protocol.id for protocol in self.protocols])
         )
+
+    def default_for(self, family: str = "") -> str:
+        """Return the id of the default protocol for models of `family`; where it has none, the first of the others."""
+        short = self.default.get(family) or next(iter(self.default.values()))
+        return self.protocol(short).id
+
+    def is_default(self, protocol: Protocol) -> bool:
+        """Say whether the task's name alone means `protocol` for models of its family."""
+        return protocol.family in self.default and self.default_for(protocol.family) == protocol.id
+
+    def split_for(self, protocol: Protocol, role: Literal["split", "train_split", "dev_split"] = "split") -> str:
+        """Return the name of the split that has a role under a protocol; empty if none has."""
+        own, common = getattr(protocol, role), getattr(self, role)
+        return str(own or common)
+
+    def split_named(self, name: str | None = None) -> Split:
+        """Return a split by name, the default one for none.
+
+        Raises:
+            UsageError: there is no such split, with the nearest that there is.
+        """
+        for split in self.splits:
+            if split.name == (name or self.split):
+                return split
+        known = [split.name for split in self.splits]
+        raise UsageError(f"task `{self.name}` has no split `{name}`", suggest(str(name), known))
 
 
 def card_names() -> list[str]:
@@ -98,11 +173,25 @@ def read_card(path: Path) -> Card:
     """Read a card file; unknown or missing keys are errors that name the file."""
     with path.open("rb") as file:
         raw: dict[str, Any] = tomllib.load(file)
-    raw["published"] = _build(Contents, raw.get("published", {}), path)
-    raw["sample"] = _build(Contents, raw.get("sample", {}), path)
-    raw["hub"] = _build(HubSource, raw.get("hub", {}), path)
+    raw["splits"] = tuple(_split(name, values, path) for name, values in raw.get("splits", {}).items())
     raw["protocols"] = tuple(_build(Protocol, item, path) for item in raw.get("protocols", []))
-    return _build(Card, raw, path)
+    raw["labels"] = tuple(raw.get("labels", ()))
+    card = _build(Card, raw, path)
+    for name in card.default.values():
+        card.protocol(name)
+    named = [(item.split, item.train_split, item.dev_split) for item in card.protocols]
+    for split in filter(None, chain((card.split, card.train_split, card.dev_split), *named)):
+        card.split_named(split)
+    return card
+
+
+def _split(name: str, values: dict[str, Any], path: Path) -> Split:
+    made = values | {key: tuple(values.get(key, ())) for key in ("files", "archives", "bare")}
+    parts: dict[str, Callable[..., Any]] = {"published": Contents, "sample": Contents, "hub": HubSource}
+    if "hub" in values:
+        made["hub"] = values["hub"] | {"labels": tuple(values["hub"].get("labels", ()))}
+    made |= {key: _build(kind, made[key], path) for key, kind in parts.items() if key in made}
+    return _build(Split, {"name": name} | made, path)
 
 
 def _build(kind: Callable[..., T], values: dict[str, Any], path: Path) -> T:
@@ -118,13 +207,13 @@ def select(names: list[str]) -> list[tuple[Card, Protocol]]:
     for name in names:
         task, slash, protocol = name.partition("/")
         card = load_card(task)
-        wanted = card.protocols if protocol == "all" else (card.protocol(protocol if slash else card.default),)
+        wanted = card.protocols if protocol == "all" else (card.protocol(protocol if slash else card.default_for()),)
         chosen.update((item.id, (card, item)) for item in wanted)
     return list(chosen.values())
 
 
 def select_fitting(names: list[str], family: str, holder: str) -> list[tuple[Card, Protocol]]:
-    """Select as `select` does, of `TASK/all` only the protocols for `family`.
+    """Select as `select` does, but of a whole task or `TASK/all` only the protocols for `family`.
 
     Args:
         names: as given to `--task`.
@@ -136,7 +225,7 @@ def select_fitting(names: list[str], family: str, holder: str) -> list[tuple[Car
     """
     chosen: dict[str, tuple[Card, Protocol]] = {}
     for name in names:
-        found = select([name])
+        found = select([name if "/" in name else load_card(name).default_for(family)])
         fitting = [(card, protocol) for card, protocol in found if protocol.family == family]
         if not fitting:
             card, other = found[0]

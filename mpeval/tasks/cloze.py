@@ -75,6 +75,7 @@ class Lambada:
 
     def judge(self, item: Item, scored: Scored) -> Sample:
         """Record target and prediction as text; the prediction is token by token, given the true tokens before."""
+        assert isinstance(item.request, Request)
         return sample_line(
             self,
             item,
@@ -93,8 +94,9 @@ class Lambada:
 
     def constants(self) -> Mapping[str, Any]:
         """Count rows, target lengths and input lengths."""
-        lengths = Counter(len(item.request.target) for item in self.items)
-        totals = [item.request.inputs + 1 for item in self.items]
+        requests = [item.request for item in self.items if isinstance(item.request, Request)]
+        lengths = Counter(len(request.target) for request in requests)
+        totals = [request.inputs + 1 for request in requests]
         return {
             "rows": len(self.items),
             "target_tokens": {str(length): lengths[length] for length in sorted(lengths)},

@@ -33,7 +33,7 @@ def lambada(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     draw_weights(model, 3)
     tokenizer = find_tokenizer(shared_data / "gpt2-bpe", [])
     [(card, protocol)] = select(["lambada/lm-eval-openai"])
-    rows = (shared_data / card.file).read_text().splitlines()[:ROWS]
+    rows = (shared_data / card.split_named().files[0]).read_text().splitlines()[:ROWS]
     subset = tmp_path_factory.mktemp("rows") / "lambada_test.jsonl"
     subset.write_text("\n".join(rows) + "\n")
     task = build_task(card, protocol, load_data(card, subset.parent, allow_modified=True), tokenizer, config.context)
@@ -145,7 +145,9 @@ def test_the_card_names_the_dataset_that_the_harness_uses() -> None:
 
     stock = yaml.safe_load((Path(lm_eval.__file__).parent / "tasks/lambada/lambada_openai.yaml").read_text())
     [(card, _)] = select(["lambada/lm-eval-openai"])
-    assert card.hub.id == stock["dataset_path"]
+    hub = card.split_named().hub
+    assert hub is not None
+    assert hub.id == stock["dataset_path"]
 
 
 def test_rows_from_the_datasets_library_equal_the_published_file(shared_data: Path, tmp_path: Path) -> None:
