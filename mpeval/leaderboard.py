@@ -13,14 +13,36 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from mpeval.errors import DataError
 from mpeval.folders import data_folder, unwritable, write_atomically
-from mpeval.results import CheckpointInfo, DataInfo, Document, Layout, Metric, Result, RunResults
+from mpeval.results import (
+    CheckpointInfo,
+    DataInfo,
+    Document,
+    Layout,
+    Metric,
+    Result,
+    RunResults,
+    SeedSpread,
+    TrainingInfo,
+)
 
-UNRANKED = ("partial", "sample-rows", "modified-data", "window-", "truncated", "megatron-exact")
+UNRANKED = (
+    "partial",
+    "sample-rows",
+    "modified-data",
+    "unverified-data",
+    "window-",
+    "truncated",
+    "megatron-exact",
+    "no-checkpoint",
+)
 """A result with a flag that begins like one of these is shown, but never ranked against the published set."""
+
+
+_NEWER = {"split", "training", "seeds", "members"}
 
 
 class Record(Document):
@@ -50,6 +72,17 @@ class Record(Document):
     command: str
     mpeval_version: str
     torch_version: str
+    split: str = ""
+    training: TrainingInfo | None = None
+    """How a finetuned model came to be."""
+    seeds: SeedSpread | None = None
+    """Of the run that stands for several with other seeds."""
+    members: list[str] = Field(default_factory=list)
+    """Of an ensemble: name and digest of each."""
+
+    def document(self) -> dict[str, Any]:
+        """Return plain JSON values; what stands empty in the newer fields is left out, so that older ids stay."""
+        return {key: value for key, value in super().document().items() if value or key not in _NEWER}
 
     def line(self) -> str:
         """Return the record as one line of JSON, with an id that changes when anything in it does."""
@@ -64,8 +97,15 @@ class Record(Document):
     def slot(self) -> tuple[Any, ...]:
         """What was measured: equal for a run repeated in any layout."""
         weights = (self.model.digest, self.model.gelu, self.model.vocab, self.tokenizer_digest, self.dtype)
-        what = (self.protocol, self.protocol_version, self.metric.name, self.data.digest, self.n)
-        return (*what, *weights, *sorted(self.flags))
+        what = (self.protocol, self.protocol_version, self.part, self.metric.name, self.data.digest, self.n)
+        selection = self.training.selection if self.training else ""
+        members = sorted(member.rsplit(" ", 1)[-1] for member in self.members)
+        return (*what, *weights, selection, *members, *sorted(self.flags))
+
+    @property
+    def part(self) -> str:
+        """The split; records older than the choice of one are of test sets."""
+        return self.split or "test"
 
     def repeats(self, other: Record) -> bool:
         """Tell whether `other` is the same measurement with the same outcome, up to the order of summation."""
@@ -109,6 +149,9 @@ def _record(run: RunResults, result: Result) -> Record:
         command=run.command,
         mpeval_version=run.mpeval_version,
         torch_version=run.torch_version,
+        split=result.split,
+        training=run.training,
+        seeds=run.seeds,
     )
 
 
@@ -195,25 +238,63 @@ def _parse(line: str, path: Path, number: int) -> Record:
     return record
 
 
+COLUMNS = ("rank", "model", "iteration", "parameters", "value", "interval", "n", "dtype", "layout", "flags", "date")
+TERMINAL_COLUMNS = ("rank", "model", "value", "interval", "n", "dtype", "flags", "date")
+SEED_COLUMNS = ("seed", "seed sd")
+HEADINGS = {"interval": "95 % interval"}
+
+
 def boards(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """Sort records into one board per protocol and metric, best first, those that may not be ranked at the end."""
-    groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
+    """Sort records into one board per protocol, split and metric, best first, those that may not be ranked at the end.
+
+    A board has the columns `columns` (`terminal_columns` where room is scarce): those of seeds where a row has one, and
+    one for each further score between 0 and 1 that a row has, such as the accuracy on a group of the questions.
+    """
+    groups: dict[tuple[str, str, str], list[Record]] = defaultdict(list)
     for record in records:
-        groups[record.protocol, record.metric.name].append(record)
-    return [_board(protocol, metric, found) for (protocol, metric), found in sorted(groups.items())]
+        groups[record.protocol, record.part, record.metric.name].append(record)
+    return [_board(*key, found) for key, found in sorted(groups.items())]
 
 
-def _board(protocol: str, metric: str, found: list[Record]) -> dict[str, Any]:
+def _board(protocol: str, split: str, metric: str, found: list[Record]) -> dict[str, Any]:
     sign = -1 if found[0].metric.direction == "max" else 1
     order = sorted(found, key=lambda record: (not record.ranked, sign * record.metric.value, record.created_at))
     ranked = [record for record in order if record.ranked]
+    rows = [_row(record, ranked.index(record) + 1 if record.ranked else None) for record in order]
+    extra = [column for column in SEED_COLUMNS if any(row.get(column) for row in rows)]
+    others = dict.fromkeys(_other(item.name) for record in order for item in _proportions(record))
     return {
         "title": found[0].title,
         "protocol": protocol,
-        "metric": metric.replace("_", " "),
+        "split": split,
+        "metric": _words(metric),
         "arrow": "higher is better" if sign < 0 else "lower is better",
-        "rows": [_row(record, ranked.index(record) + 1 if record.ranked else None) for record in order],
+        "columns": _after_interval(COLUMNS, [*others, *extra]),
+        "terminal_columns": _after_interval(TERMINAL_COLUMNS, [*others, *extra]),
+        "headings": HEADINGS | {column: _words(column.removeprefix(_OTHER)) for column in others},
+        "rows": [dict.fromkeys([*others, *extra], "") | row for row in rows],
     }
+
+
+_OTHER = "other: "
+
+
+def _other(metric: str) -> str:
+    """Return the column of a metric that a board is not about; no column of another kind is called so."""
+    return _OTHER + metric
+
+
+def _words(metric: str) -> str:
+    return metric.replace("_", " ")
+
+
+def _after_interval(columns: Sequence[str], more: Sequence[str]) -> tuple[str, ...]:
+    place = columns.index("interval") + 1
+    return (*columns[:place], *more, *columns[place:])
+
+
+def _proportions(record: Record) -> list[Metric]:
+    return [metric for metric in record.other_metrics if metric.unit == "proportion"]
 
 
 def _row(record: Record, rank: int | None) -> dict[str, str]:
@@ -223,7 +304,7 @@ def _row(record: Record, rank: int | None) -> dict[str, str]:
     return {
         "rank": str(rank) if rank else "-",
         "model": model.name,
-        "iteration": str(model.iteration),
+        "iteration": "" if record.members else str(model.iteration),
         "parameters": f"{model.parameters / 1e6:,.1f}M",
         "value": show_metric(record.metric),
         "interval": show_interval(record.metric),
@@ -235,12 +316,37 @@ def _row(record: Record, rank: int | None) -> dict[str, str]:
         "checkpoint": model.digest,
         "data": record.data.digest,
         "command": record.command,
+        "notes": "; ".join(_notes(record)),
+        "seed": str(record.training.seed) if record.training else "",
+        "seed sd": _spread(record.seeds) if record.seeds else "",
+        **{_other(metric.name): show_metric(metric) for metric in _proportions(record)},
     }
 
 
-COLUMNS = ("rank", "model", "iteration", "parameters", "value", "interval", "n", "dtype", "layout", "flags", "date")
-TERMINAL_COLUMNS = ("rank", "model", "value", "interval", "n", "dtype", "flags", "date")
-HEADINGS = {"interval": "95 % interval"}
+def _spread(seeds: SeedSpread) -> str:
+    """Return the standard deviation over seeds, of how many and where, and the ends."""
+    if seeds.deviation is None:
+        return ""
+    ends = f"{100 * seeds.lowest:.2f} - {100 * seeds.highest:.2f} %"
+    return f"{100 * seeds.deviation:.2f} ({len(seeds.seeds)} seeds, {seeds.split}: {ends})"
+
+
+def _notes(record: Record) -> Iterator[str]:
+    """Yield how a finetuned model was trained and chosen, and what an ensemble is made of."""
+    if record.training:
+        made = record.training
+        yield (
+            f"finetuned by {made.recipe}: {made.questions:,} questions, {made.epochs:g} epochs, {made.steps:,} steps "
+            f"of {made.batch}, learning rate {made.learning_rate:g}, seed {made.seed}"
+        )
+        if made.selection:
+            yield made.selection
+    if record.seeds:
+        seeds = record.seeds
+        listed = ", ".join(map(str, seeds.seeds))
+        yield f"{seeds.split} {_words(seeds.metric)} of seeds {listed}: median {100 * seeds.median:.2f} %"
+    if record.members:
+        yield f"members: {', '.join(record.members)}"
 
 
 def publish(store: Path, output: Path) -> list[Path]:
@@ -258,17 +364,20 @@ def _html(content: list[dict[str, Any]]) -> str:
     environment = Environment(
         loader=PackageLoader("mpeval"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.get_template("leaderboard.html").render(boards=content, columns=COLUMNS, headings=HEADINGS)
+    return environment.get_template("leaderboard.html").render(boards=content)
 
 
 def _markdown(content: list[dict[str, Any]]) -> str:
     lines = ["# Leaderboard", "", "Measured by mpeval; made from `results.jsonl` by `mpeval leaderboard publish`.", ""]
     for board in content:
-        lines += [f"## {_cell(board['title'])}: {_cell(board['protocol'])}", ""]
+        columns, headings = board["columns"], board["headings"]
+        lines += [f"## {_cell(board['title'])} {_cell(board['split'])}: {_cell(board['protocol'])}", ""]
         lines += [f"{_cell(board['metric'])}, {board['arrow']}", ""]
-        lines += ["| " + " | ".join(HEADINGS.get(column, column) for column in COLUMNS) + " |"]
-        lines += ["|" + " --- |" * len(COLUMNS)]
-        lines += ["| " + " | ".join(_cell(row[column]) for column in COLUMNS) + " |" for row in board["rows"]]
+        lines += ["| " + " | ".join(_cell(headings.get(column, column)) for column in columns) + " |"]
+        lines += ["|" + " --- |" * len(columns)]
+        lines += ["| " + " | ".join(_cell(row[column]) for column in columns) + " |" for row in board["rows"]]
+        notes = [f"- {_cell(row['model'])}: {_cell(row['notes'])}" for row in board["rows"] if row["notes"]]
+        lines += ["", *notes] if notes else []
         lines += [""]
     lines += ["Rows without a rank are flagged: they did not measure the whole published benchmark.", ""]
     return "\n".join(lines)

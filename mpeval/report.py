@@ -12,7 +12,7 @@ from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progres
 from rich.table import Table
 from rich.text import Text
 
-from mpeval.results import Metric, RunResults
+from mpeval.results import Comparison, EnsembleResults, Metric, RunResults
 
 Rows = Sequence[Sequence[str]]
 
@@ -144,3 +144,55 @@ def results_table(run: RunResults, *, stderr: bool = False) -> None:
     truncated = sum(result.truncated for result in run.results)
     if truncated:
         line(f"{truncated} items were cut on the left to fit the model's context", stderr=stderr)
+
+
+def ensemble_tables(results: EnsembleResults, *, stderr: bool = False) -> None:
+    """Print the scores of members and ensemble, then the ensemble against each member."""
+    names = [metric.name for metric in results.metrics]
+    rows = [
+        [member.name, "" if member.seed is None else str(member.seed), *_scores(member.metrics)]
+        for member in results.members
+    ]
+    rows.append([f"ensemble of {len(results.members)}", "", *_scores(results.metrics)])
+    columns = [
+        "model",
+        "seed",
+        names[0].replace("_", " "),
+        "95 % interval",
+        *(name.replace("_", " ") for name in names[1:]),
+    ]
+    title = f"{results.title} {results.split}, {results.protocol}: {results.n:,} questions"
+    table(title, columns, rows, right=columns[1:3] + columns[4:], stderr=stderr)
+    compared = ("ensemble minus", "difference", "95 % interval", "p", "p (Holm)", "right alone", "p (McNemar)")
+    table("Paired differences", compared, [_difference(item) for item in results.comparisons], stderr=stderr)
+    passages = results.comparisons[0].clusters
+    line(
+        f"p is of z with questions of one passage as one cluster ({passages:,} clusters), Holm's over "
+        f"{len(results.comparisons)} tests; McNemar's exact test takes questions as independent",
+        stderr=stderr,
+    )
+    if results.flags:
+        line(f"flags: {', '.join(results.flags)}", stderr=stderr)
+
+
+def _scores(metrics: Sequence[Metric]) -> list[str]:
+    return [show_metric(metrics[0]), show_interval(metrics[0]), *(show_metric(metric) for metric in metrics[1:])]
+
+
+def _difference(item: Comparison) -> list[str]:
+    interval = "" if item.low is None or item.high is None else f"{100 * item.low:+.2f} to {100 * item.high:+.2f}"
+    return [
+        item.second,
+        f"{100 * item.difference:+.2f} points",
+        interval,
+        _p_value(item.p_value),
+        _p_value(item.p_value_holm),
+        f"{item.only_first:,} : {item.only_second:,}",
+        _p_value(item.mcnemar),
+    ]
+
+
+def _p_value(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.3f}" if value >= 1e-3 else f"{value:.1e}"

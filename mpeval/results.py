@@ -25,6 +25,10 @@ class Document(Strict):
         content = self.model_dump(mode="json")
         return {"schema": content.pop("schema_"), **content}
 
+    def to_json(self) -> str:
+        """Return the document as strict JSON (no NaN), `schema` first."""
+        return json.dumps(self.document(), indent=2, allow_nan=False) + "\n"
+
 
 class Metric(Strict):
     """One number with its uncertainty.  Accuracy is a proportion, never a percentage."""
@@ -98,6 +102,101 @@ class Result(Strict):
     """Input tokens scored per second; null when every item came from an earlier run."""
     items_resumed: int
     """Items taken from an earlier, interrupted run into the same output folder."""
+    split: str = ""
+    """Part of the benchmark that was scored, empty in documents older than the choice of one."""
+
+
+class TrainingInfo(Strict):
+    """How a finetuned model came to be."""
+
+    seed: int
+    questions: int
+    """Training questions of one epoch."""
+    steps: int
+    """Steps taken up to the weights that were kept."""
+    epochs: float
+    recipe: str
+    learning_rate: float
+    """The highest."""
+    batch: int
+    """Questions of one step."""
+    selection: str = ""
+    """How the run was chosen among several, such as `dev median of 5 seeds`; empty where there was no choice."""
+
+
+class SeedSpread(Strict):
+    """How the same training ends from different seeds, on the set that chooses among them."""
+
+    seeds: list[int]
+    split: str
+    metric: str
+    median: float
+    """The lower of the two in the middle where the count is even, so that a run has it."""
+    deviation: float | None
+    """Standard deviation (n - 1); None for one seed."""
+    lowest: float
+    highest: float
+
+
+class Comparison(Strict):
+    """Two models on the same questions: `first` minus `second`."""
+
+    first: str
+    second: str
+    metric: str
+    n: int
+    clusters: int
+    """Passages, or questions where none share one."""
+    difference: float
+    stderr: float | None
+    """Clustered standard error of the difference; None where there is one cluster."""
+    low: float | None
+    high: float | None
+    p_value: float | None
+    """Two-sided, from z = difference / stderr, so that clusters count."""
+    p_value_holm: float | None = None
+    """The same after Holm's correction for all comparisons made together."""
+    only_first: int
+    """Questions that the first alone has right."""
+    only_second: int
+    mcnemar: float
+    """Exact McNemar p-value, which treats questions as independent."""
+
+
+class EnsembleMember(Strict):
+    """One of the models whose probabilities were averaged."""
+
+    name: str
+    path: str
+    checkpoint: str
+    """Digest of the weights."""
+    predictions: str
+    """Digest of the probabilities."""
+    parameters: int
+    seed: int | None
+    metrics: list[Metric]
+
+
+class EnsembleResults(Document):
+    """One `mpeval ensemble`: the members, their average, and whether it is better."""
+
+    schema_: Literal["mpeval.ensemble/1"] = "mpeval.ensemble/1"
+    created_at: str
+    task: str
+    protocol: str
+    protocol_version: str
+    title: str
+    split: str
+    data: DataInfo
+    flags: list[str]
+    members: list[EnsembleMember]
+    metrics: list[Metric]
+    n: int
+    n_correct: int
+    comparisons: list[Comparison]
+    """The ensemble against each member."""
+    command: str
+    mpeval_version: str
 
 
 class RunResults(Document):
@@ -115,10 +214,8 @@ class RunResults(Document):
     command: str
     mpeval_version: str
     torch_version: str
-
-    def to_json(self) -> str:
-        """Return the document as strict JSON (no NaN), `schema` first."""
-        return json.dumps(self.document(), indent=2, allow_nan=False) + "\n"
+    training: TrainingInfo | None = None
+    seeds: SeedSpread | None = None
 
 
 def now() -> str:

@@ -15,7 +15,16 @@ import pytest
 from mpeval import leaderboard
 from mpeval.errors import DataError, OutputError
 from mpeval.leaderboard import Record, append, boards, publish, read, records_of
-from mpeval.results import CheckpointInfo, DataInfo, Layout, Metric, Result, RunResults
+from mpeval.results import (
+    CheckpointInfo,
+    DataInfo,
+    Layout,
+    Metric,
+    Result,
+    RunResults,
+    SeedSpread,
+    TrainingInfo,
+)
 
 CHECKPOINT: dict[str, Any] = {
     "name": "gpt-345m",
@@ -64,6 +73,41 @@ def record(value: float = 0.45, **changes: Any) -> Record:
         "torch_version": "2.13.0",
     }
     return Record(**fields | changes)
+
+
+TRAINING = TrainingInfo(
+    seed=1236,
+    questions=87_866,
+    steps=8238,
+    epochs=3,
+    recipe="race-336m",
+    learning_rate=2e-5,
+    batch=32,
+    selection="dev median of 5 seeds",
+)
+SEEDS = SeedSpread(
+    seeds=[1234, 1235, 1236, 1237, 1238],
+    split="dev",
+    metric="accuracy",
+    median=0.842,
+    deviation=0.0031,
+    lowest=0.838,
+    highest=0.8465,
+)
+MEMBERS = ["seed-1234 sha256:a", "seed-1235 sha256:b"]
+OLD_LINE = (
+    '{"command":"mpeval evaluate x --task lambada","created_at":"2026-11-23T12:10:41Z","data":{"digest":"sha256:dd",'
+    '"rows_expected":5153,"source":"lambada_test.jsonl"},"device":"cpu","dtype":"float32","flags":[],"kind":"measured",'
+    '"layout":{"dp":1,"tp":1},"metric":{"direction":"max","high":0.47,"interval":"wilson","loss":null,"low":0.43,'
+    '"name":"accuracy","stderr":0.01,"unit":"proportion","value":0.45},"model":{"digest":"sha256:aa",'
+    '"format":"megatron-core","gelu":"tanh","grid":[2,1],"iteration":1,"name":"x","padded_vocab":50304,'
+    '"parameters":100,"path":"x","version":3.0,"vocab":50257},"mpeval_version":"0.1.0","n":5153,"n_correct":2319,'
+    '"other_metrics":[],"protocol":"lambada/megatron-strict","protocol_version":"1",'
+    '"record_id":"sha256:7b415eb6cd15009cda3a07146b65b08c4bae37efde0d3cf71ac5a0986661f63e",'
+    '"schema":"mpeval.result/1","seconds":1.0,"task":"lambada","title":"LAMBADA","tokenizer_digest":"sha256:tt",'
+    '"tokens_per_second":null,"torch_version":"2.13.0"}'
+)
+"""A record as it was written before splits, training, seeds and members were."""
 
 
 def append_many(path: str, worker: int, count: int) -> None:
@@ -220,6 +264,9 @@ def test_the_same_measurement_is_added_once_whatever_its_layout_and_time(tmp_pat
         {"flags": ["megatron-exact"]},
         {"gelu": "erf"},
         {"tokenizer_digest": "sha256:other"},
+        {"split": "dev"},
+        {"members": MEMBERS},
+        {"training": TRAINING},
     ],
     ids=lambda changes: next(iter(changes)),
 )
@@ -247,6 +294,7 @@ def test_a_run_becomes_one_record_per_result() -> None:
         seconds=1.0,
         tokens_per_second=None,
         items_resumed=0,
+        split="dev",
     )
     run = RunResults(
         created_at="2026-01-02T03:04:05Z",
@@ -260,13 +308,131 @@ def test_a_run_becomes_one_record_per_result() -> None:
         command="mpeval evaluate",
         mpeval_version="0.1.0",
         torch_version="2.13.0",
+        training=TRAINING,
+        seeds=SEEDS,
     )
     made = records_of(run)
+    assert [(item.split, item.training, item.seeds) for item in made] == [("dev", TRAINING, SEEDS)] * 2
     assert [item.protocol for item in made] == ["lambada/megatron-strict", "lambada/lm-eval-openai"]
     assert made[0].metric == ACCURACY
     assert [metric.name for metric in made[0].other_metrics] == ["target_perplexity"]
     assert made[0].flags == ["partial", "megatron-exact"]
     assert not made[0].ranked
+
+
+# ---- what later versions added ----
+
+
+def test_a_record_from_before_is_read_with_its_id(tmp_path: Path) -> None:
+    store = tmp_path / "results.jsonl"
+    store.write_text(OLD_LINE + "\n")
+    (old,) = read(store)
+    assert old.line() == OLD_LINE
+    assert (old.split, old.training, old.seeds, old.members) == ("", None, None, [])
+    assert old.part == "test"
+
+
+def test_what_a_record_does_not_have_is_not_on_its_line() -> None:
+    plain = json.loads(record().line())
+    assert not {"split", "training", "seeds", "members"} & plain.keys()
+    full = json.loads(record(split="dev", training=TRAINING, seeds=SEEDS, members=MEMBERS).line())
+    assert {"split", "training", "seeds", "members"} <= full.keys()
+
+
+def test_a_record_with_everything_comes_back_as_it_was(tmp_path: Path) -> None:
+    store = tmp_path / "results.jsonl"
+    made = record(split="dev", training=TRAINING, seeds=SEEDS, members=MEMBERS)
+    append(store, [made])
+    (back,) = read(store)
+    assert back == made.model_copy(update={"record_id": back.record_id})
+    assert back.record_id == made.identity()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"split":"train"', '"split":"test"'),
+        ('"seed":1236', '"seed":1237'),
+        ('"deviation":0.0031', '"deviation":0.0001'),
+        ("seed-1234 sha256:a", "seed-1234 sha256:c"),
+        (',"split":"train"', ""),
+    ],
+)
+def test_a_change_to_what_was_added_is_detected(old: str, new: str, tmp_path: Path) -> None:
+    store = tmp_path / "results.jsonl"
+    append(store, [record(split="train", training=TRAINING, seeds=SEEDS, members=MEMBERS)])
+    text = store.read_text()
+    assert text.count(old) == 1
+    store.write_text(text.replace(old, new))
+    with pytest.raises(DataError, match="line 1 was changed after it was written"):
+        read(store)
+
+
+def test_the_same_test_set_measured_before_splits_had_names_is_not_added_again(tmp_path: Path) -> None:
+    store = tmp_path / "results.jsonl"
+    append(store, [record()])
+    assert append(store, [record(split="test")]) == 0
+    assert append(store, [record(split="dev")]) == 1
+
+
+def test_an_ensemble_of_the_same_members_in_another_order_is_added_once(tmp_path: Path) -> None:
+    store = tmp_path / "results.jsonl"
+    append(store, [record(members=MEMBERS)])
+    assert append(store, [record(members=["renamed sha256:b", "seed-1234 sha256:a"])]) == 0
+    assert append(store, [record(members=[*MEMBERS, "seed-3 sha256:c"])]) == 1
+
+
+def test_splits_have_boards_of_their_own() -> None:
+    found = boards([record(0.5, split="dev"), record(0.6, split="test"), record(0.7)])
+    assert [(board["split"], [row["value"] for row in board["rows"]]) for board in found] == [
+        ("dev", ["50.00 %"]),
+        ("test", ["70.00 %", "60.00 %"]),
+    ]
+
+
+def test_columns_of_seeds_are_only_where_a_row_has_one() -> None:
+    plain, finetuned = record(protocol="a/x"), record(protocol="b/x", training=TRAINING, seeds=SEEDS)
+    without, with_seeds = boards([plain, finetuned, record(protocol="b/x", digest="sha256:other")])
+    assert not {"seed", "seed sd"} & {*without["columns"], *without["terminal_columns"]}
+    for columns in (with_seeds["columns"], with_seeds["terminal_columns"]):
+        assert columns[columns.index("interval") + 1 :][:2] == ("seed", "seed sd")
+    rows = {row["checkpoint"]: row for row in with_seeds["rows"]}
+    assert rows["sha256:aa"]["seed"] == "1236"
+    assert rows["sha256:aa"]["seed sd"] == "0.31 (5 seeds, dev: 83.80 - 84.65 %)"
+    assert (rows["sha256:other"]["seed"], rows["sha256:other"]["seed sd"]) == ("", "")
+
+
+def test_a_single_seed_has_no_spread() -> None:
+    (board,) = boards([record(training=TRAINING.model_copy(update={"selection": ""}))])
+    assert "seed" in board["columns"]
+    assert "seed sd" not in board["columns"]
+
+
+def test_accuracies_of_groups_are_columns() -> None:
+    groups = [metric_of(0.9, name="accuracy_middle"), metric_of(0.8, name="accuracy_high")]
+    perplexity = metric_of(12.0, name="token_perplexity", unit="perplexity", direction="min")
+    (board,) = boards([record(other_metrics=[*groups, perplexity]), record(digest="sha256:b")])
+    extra = [column for column in board["columns"] if column not in leaderboard.COLUMNS]
+    assert [board["headings"][column] for column in extra] == ["accuracy middle", "accuracy high"]
+    assert [[row[column] for column in extra] for row in board["rows"]] == [["90.00 %", "80.00 %"], ["", ""]]
+
+
+def test_the_pages_show_seeds_groups_training_and_members(tmp_path: Path) -> None:
+    groups = [metric_of(0.9, name="accuracy_middle")]
+    records = [
+        record(0.83, split="dev", training=TRAINING, seeds=SEEDS, other_metrics=groups, name="seed-1236"),
+        record(0.85, split="dev", members=MEMBERS, name="ensemble of 2", digest="sha256:e", other_metrics=groups),
+    ]
+    markdown, page = pages_of(tmp_path, records)
+    for text in (markdown, page):
+        for said in ("accuracy middle", "seed sd", "1236", "0.31 (5 seeds, dev: 83.80 - 84.65 %)", "90.00 %"):
+            assert said in text
+        assert "finetuned by race-336m: 87,866 questions, 3 epochs, 8,238 steps of 32, learning rate 2e-05" in text
+        assert "dev median of 5 seeds" in text
+        assert "members: seed-1234 sha256:a, seed-1235 sha256:b" in text
+    assert "## LAMBADA dev: lambada/megatron-strict" in markdown
+    widths = {len(re.split(r"(?<!\\)\|", line)) for line in markdown.splitlines() if line.startswith("|")}
+    assert widths == {len(boards(records)[0]["columns"]) + 2}
 
 
 # ---- ranking ----
@@ -286,7 +452,11 @@ def test_the_best_accuracy_and_the_lowest_perplexity_come_first() -> None:
 
 
 @pytest.mark.parametrize(
-    "flag", ["partial", "sample-rows", "modified-data", "window-512", "truncated", "megatron-exact"]
+    "flag",
+    [
+        *("partial", "sample-rows", "modified-data", "unverified-data", "window-512", "truncated", "megatron-exact"),
+        "no-checkpoint",
+    ],
 )
 def test_a_flagged_record_comes_last_and_has_no_rank(flag: str) -> None:
     records = [record(0.99, name="flagged", flags=[flag]), record(0.4, name="a"), record(0.2, name="b")]
@@ -370,9 +540,24 @@ def pages_of(folder: Path, records: Sequence[Record]) -> tuple[str, str]:
 @pytest.mark.parametrize("text", HOSTILE)
 def test_a_hostile_name_is_only_text_on_the_html_page(text: str, tmp_path: Path) -> None:
     metric = metric_of(0.5, name=text)
-    hostile = record(metric=metric, name=text, command=text, flags=[text], title=text, protocol=text, dtype=text)
+    hostile = record(
+        metric=metric,
+        name=text,
+        command=text,
+        flags=[text],
+        title=text,
+        protocol=text,
+        dtype=text,
+        split=text,
+        members=[text],
+        other_metrics=[metric],
+        training=TRAINING.model_copy(update={"recipe": text, "selection": text}),
+        seeds=SEEDS.model_copy(update={"split": text, "metric": text}),
+    )
     _, page = pages_of(tmp_path, [hostile])
-    _, plain = pages_of(tmp_path / "plain", [record(flags=["x"])])
+    other = [metric_of(0.5, name="other")]
+    plain_record = record(flags=["x"], members=["x"], training=TRAINING, seeds=SEEDS, other_metrics=other)
+    _, plain = pages_of(tmp_path / "plain", [plain_record])
     assert Page(page).tags == Page(plain).tags
     assert Page(page).attributes == Page(plain).attributes
     assert text.replace("\r\n", "\n") in [cell.replace("\r\n", "\n") for cell in Page(page).cells]
@@ -380,15 +565,26 @@ def test_a_hostile_name_is_only_text_on_the_html_page(text: str, tmp_path: Path)
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_a_hostile_name_stays_in_its_cell_of_the_markdown_table(text: str, tmp_path: Path) -> None:
-    page, _ = pages_of(tmp_path, [record(name=text, flags=[text], dtype=text)])
+    hostile = record(
+        name=text,
+        flags=[text],
+        dtype=text,
+        members=[text],
+        other_metrics=[metric_of(0.5, name=text)],
+        training=TRAINING.model_copy(update={"recipe": text, "selection": text}),
+        seeds=SEEDS.model_copy(update={"split": text}),
+    )
+    page, _ = pages_of(tmp_path, [hostile])
     rows = [line for line in page.splitlines() if line.startswith("|")]
     assert len(rows) == 3
+    (notes,) = [line for line in page.splitlines() if line.startswith("- ")]
+    assert not re.search(r"<|(?<!\\)[\[\]`*_]", notes)
     assert len({len(re.split(r"(?<!\\)\|", row)) for row in rows}) == 1
     assert "<" not in rows[2]
     assert not re.search(r"(?<!\\)[\[\]`*_]", rows[2])
 
 
-@pytest.mark.parametrize("field", ["title", "protocol", "metric"])
+@pytest.mark.parametrize("field", ["title", "protocol", "metric", "split"])
 @pytest.mark.parametrize("text", HOSTILE)
 def test_a_hostile_heading_stays_one_line_of_the_markdown_page(text: str, field: str, tmp_path: Path) -> None:
     value = metric_of(0.5, name=text) if field == "metric" else text
