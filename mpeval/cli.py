@@ -10,13 +10,15 @@ from typing import Annotated, Any
 
 import typer
 
-from mpeval import __version__, cli_checkpoint, cli_corpus, cli_data, cli_train
+from mpeval import __version__, cli_checkpoint, cli_corpus, cli_data, cli_finetune, cli_train
 from mpeval.cli_options import (
     AllowOption,
     CheckpointArg,
     DataOption,
     JsonOption,
+    RecordOption,
     SetOption,
+    SplitOption,
     StoreOption,
     TokenizerOption,
     known,
@@ -60,12 +62,16 @@ def evaluate(
     device: Annotated[str, typer.Option("--device", help="cpu, cuda or auto.")] = "auto",
     data: DataOption = None,
     tokenizer: TokenizerOption = None,
+    split: SplitOption = None,
     limit: Annotated[int | None, typer.Option("--limit", help="Score only the first N rows or windows.")] = None,
     output: Annotated[
         Path | None, typer.Option("--output", help="Folder for results and samples; run again with it to resume.")
     ] = None,
+    from_predictions: Annotated[
+        Path | None, typer.Option("--from-predictions", help="Score a samples.jsonl again; no model is run.")
+    ] = None,
     as_json: JsonOption = False,
-    record: Annotated[Path | None, typer.Option("--record", help="Leaderboard file to append the results to.")] = None,
+    record: RecordOption = None,
     megatron_exact: Annotated[
         bool, typer.Option("--megatron-exact", help="Let padding rows of the vocabulary into the softmax.")
     ] = False,
@@ -97,8 +103,10 @@ def evaluate(
             device=known("--device", device, ("cpu", "cuda", "auto")) or "auto",
             data=data,
             tokenizer=tokenizer,
+            split=split,
             limit=limit,
             output=output,
+            from_predictions=from_predictions,
             json=as_json,
             record=record,
             megatron_exact=megatron_exact,
@@ -119,6 +127,8 @@ for command in (
     cli_data.preprocess,
     cli_train.pretrain,
     cli_train.plot,
+    cli_finetune.finetune,
+    cli_finetune.ensemble,
 ):
     app.command()(command)
 
@@ -135,7 +145,7 @@ def tasks_list(as_json: JsonOption = False) -> None:
     from mpeval.report import table
 
     rows = [
-        [protocol.id, protocol.metric.replace("_", " "), "default" * protocol.id.endswith("/" + card.default)]
+        [protocol.id, protocol.metric.replace("_", " "), "default" * card.is_default(protocol)]
         for card in cards
         for protocol in card.protocols
     ]
@@ -156,8 +166,11 @@ def tasks_show(name: Annotated[str, typer.Argument(help="Task name.")], as_json:
     from mpeval.report import line, table
 
     line(f"{card.title} ({card.category}): {card.description}")
-    line(f"data      {card.file}, {card.split} split, {card.published.rows:,} rows, sha256 {card.published.sha256}")
-    line(f"hub       {card.hub.id} ({card.hub.config}) at {card.hub.revision}")
+    for split in card.splits:
+        published = f"{split.published.rows:,} rows, sha256 {split.published.sha256 or 'not known'}"
+        line(f"data      {' + '.join(split.files)}, {split.name} split, {published}")
+        if split.hub:
+            line(f"hub       {split.hub.id} ({split.hub.config}) at {split.hub.revision}")
     line(f"license   {card.license}")
     line(f"source    {card.homepage}")
     line(f"citation  {card.citation}")
@@ -176,6 +189,7 @@ def tasks_check(
     as_json: JsonOption = False,
     allow_modified_data: AllowOption = False,
     context: Annotated[int, typer.Option("--context", min=2, help="Longest input of the model, in tokens.")] = 1024,
+    split: SplitOption = None,
 ) -> None:
     """Check a benchmark's files and print the constants of its protocols; needs no model.
 
@@ -194,7 +208,7 @@ def tasks_check(
     else:
         chosen = select([name])
     for card, protocol in chosen:
-        rows = load_data(card, data, allow_modified=allow_modified_data)
+        rows = load_data(card, data, split or card.split_for(protocol), allow_modified=allow_modified_data)
         constants = build_task(card, protocol, rows, loaded, context).constants()
         content[protocol.id] = {"data": rows.digest, "flags": list(rows.flags), **constants}
     if as_json:
@@ -217,13 +231,14 @@ def _plain(value: Any) -> str:
 @leaderboard_app.command("show")
 def leaderboard_show(store: StoreOption = None) -> None:
     """Print every board, best first."""
-    from mpeval.leaderboard import HEADINGS, TERMINAL_COLUMNS, boards, default_store, read
+    from mpeval.leaderboard import boards, default_store, read
     from mpeval.report import table
 
     for board in boards(read(store or default_store())):
-        rows = [[row[column] for column in TERMINAL_COLUMNS] for row in board["rows"]]
-        title = f"{board['title']}: {board['metric']} under {board['protocol']}, {board['arrow']}"
-        table(title, [HEADINGS.get(column, column) for column in TERMINAL_COLUMNS], rows)
+        columns, headings = board["terminal_columns"], board["headings"]
+        rows = [[row[column] for column in columns] for row in board["rows"]]
+        title = f"{board['title']}, {board['split']}: {board['metric']} under {board['protocol']}, {board['arrow']}"
+        table(title, [headings.get(column, column) for column in columns], rows)
 
 
 @leaderboard_app.command("publish")

@@ -19,6 +19,10 @@ SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="Configuration value the file lacks, e.g. heads=16 or gelu=tanh.")
 ]
 StoreOption = Annotated[Path | None, typer.Option("--store", help="Records file (default: the project's own).")]
+RecordOption = Annotated[Path | None, typer.Option("--record", help="Leaderboard file to append the results to.")]
+SplitOption = Annotated[
+    str | None, typer.Option("--split", help="Set of the benchmark, such as dev (default: the usual one).")
+]
 AllowOption = Annotated[bool, typer.Option("--allow-modified-data", help="Accept other data than published; flags it.")]
 
 

@@ -21,12 +21,14 @@ from mpeval.checkpoint.open import open_checkpoint
 from mpeval.checkpoint.sharded import ShardedCheckpoint, combine_digests
 from mpeval.data import Data, load_data
 from mpeval.errors import CheckpointError, UsageError
+from mpeval.finetuned import read_finetuned
+from mpeval.items import Scored
 from mpeval.journal import Journal
 from mpeval.leaderboard import append, check_store, records_of
 from mpeval.parallel.group import broadcast_object, gather_objects
 from mpeval.results import CheckpointInfo, DataInfo, Layout, Result, RunResults, now
 from mpeval.tasks.base import Item, Sample, Task
-from mpeval.tasks.build import build_task
+from mpeval.tasks.build import build_task, check_head
 from mpeval.tasks.cards import select, select_fitting
 from mpeval.tokenizer import Tokenizer, check_fits, find_tokenizer
 
@@ -52,8 +54,10 @@ class Options:
     device: str = "auto"
     data: Path | None = None
     tokenizer: Path | None = None
+    split: str | None = None
     limit: int | None = None
     output: Path | None = None
+    from_predictions: Path | None = None
     json: bool = False
     record: Path | None = None
     megatron_exact: bool = False
@@ -75,6 +79,9 @@ class Plan:
 
 def run(options: Options) -> None:
     """Evaluate with as many ranks as asked for: here, as new local processes, or as one of torchrun's or Slurm's."""
+    if options.from_predictions is not None:
+        _publish(_rescored(options, options.from_predictions), options)
+        return
     options = replace(options, device=launch.device_of(options.device))
     world = launch.world_of(os.environ)
     tp, dp = launch.sizes(options.tp, options.dp, world)
@@ -83,6 +90,41 @@ def run(options: Options) -> None:
         launch.run_local(tp * dp, run_rank, options)
     else:
         run_rank(world, options)
+
+
+def _rescored(options: Options, path: Path) -> RunResults:
+    """Score stored predictions again; the model is looked at only to see that they are its own."""
+    from mpeval.parallel.group import Group
+    from mpeval.rescore import from_predictions
+
+    asked = {name: getattr(options, name) for name in _OF_A_MODEL}
+    for name, value in asked.items():
+        if value:
+            option = f"--{name.replace('_', '-')}"
+            raise UsageError(f"`{option}` says nothing about stored predictions", f"leave out `{option}`")
+    if len(options.tasks) > 1:
+        raise UsageError("`--from-predictions` scores one task", "give one `--task`")
+    if options.record:
+        check_store(options.record)
+    found = from_predictions(
+        path,
+        options.tasks[0],
+        data=options.data,
+        split=options.split,
+        allow_modified_data=options.allow_modified_data,
+        name=str(options.checkpoint),
+        command=options.command,
+    )
+    digest = digest_of(open_checkpoint(options.checkpoint), Group.single())
+    if found.checkpoint.digest not in {digest, "unknown"}:
+        raise CheckpointError(
+            f"`{path}` was predicted by {found.checkpoint.digest[:19]}, `{options.checkpoint}` is {digest[:19]}",
+            f"give the checkpoint it came from (`{found.checkpoint.path}`), or that one's own predictions",
+        )
+    return found
+
+
+_OF_A_MODEL = ("tp", "dp", "dtype", "tokenizer", "limit", "output", "megatron_exact", "batch_tokens", "settings")
 
 
 def run_rank(world: launch.World | None, options: Options) -> None:
@@ -109,12 +151,10 @@ def plan(options: Options, tp: int) -> Plan:
         check_store(options.record)
     checkpoint = open_checkpoint(options.checkpoint, dict(options.settings))
     checkpoint.config.check_ranks(tp)
+    names = _as_finetuned(names, checkpoint)
     chosen = select_fitting(names, checkpoint.config.family, f"`{options.checkpoint}` holds")
-    if checkpoint.config.family == "bert" and not checkpoint.config.lm_head:
-        raise CheckpointError(
-            f"`{options.checkpoint}` holds a BERT without a masked language model head, so it predicts no token",
-            "evaluate the checkpoint it was made from; fine-tuning and `BertModel` drop that head",
-        )
+    for card, protocol in chosen:
+        check_head(checkpoint.config, card, protocol, f"`{options.checkpoint}`")
     unknown = checkpoint.config.origins.get("vocab") == UNKNOWN_VOCAB
     tokenizer = find_tokenizer(options.tokenizer, [checkpoint.root, checkpoint.path, options.checkpoint])
     config = checkpoint.config
@@ -124,28 +164,38 @@ def plan(options: Options, tp: int) -> Plan:
     if unknown:
         checkpoint = checkpoint.with_vocab(tokenizer.size, "tokenizer")
     tasks: list[tuple[Task, Data]] = []
-    loaded: dict[str, Data] = {}
+    loaded: dict[tuple[str, str], Data] = {}
     for card, protocol in chosen:
-        if card.name not in loaded:
-            loaded[card.name] = load_data(card, options.data, allow_modified=options.allow_modified_data)
-        task = build_task(card, protocol, loaded[card.name], tokenizer, checkpoint.config.context)
-        tasks.append((task, loaded[card.name]))
+        split = options.split or card.split_for(protocol)
+        if (card.name, split) not in loaded:
+            data = load_data(card, options.data, split, allow_modified=options.allow_modified_data)
+            loaded[card.name, split] = data
+        task = build_task(card, protocol, loaded[card.name, split], tokenizer, checkpoint.config.context)
+        tasks.append((task, loaded[card.name, split]))
     return Plan(checkpoint=checkpoint, tokenizer=tokenizer, tasks=tuple(tasks))
 
 
-def evaluate(made: Plan, options: Options, group: Group) -> RunResults:
-    """Load this rank's shard, score what no earlier run into the same folder has scored, and sum up."""
+def _as_finetuned(names: Sequence[str], checkpoint: ShardedCheckpoint) -> list[str]:
+    """Let the bare name of a task stand for the protocol that the checkpoint was finetuned under."""
+    run = read_finetuned(checkpoint.root)
+    return [run.protocol if run and name == run.task else name for name in names]
+
+
+def evaluate(made: Plan, options: Options, group: Group, model: GPT | BERT | None = None) -> RunResults:
+    """Load this rank's shard, score what no earlier run into the same folder has scored, and sum up (collective).
+
+    With `model`, in evaluation mode, nothing is loaded: it holds the weights of the plan's checkpoint.
+    """
     import torch
 
     from mpeval.checkpoint.load import load_model
 
-    digest = _digest(made.checkpoint, group)
+    digest = digest_of(made.checkpoint, group)
     dtype = options.dtype or made.checkpoint.dtype
     # rank 0's refusal of the output folder ends the other ranks too: they wait for the next line
     identity = _identity(made, options, digest, dtype)
     journal = Journal(options.output, identity) if group.world.rank == 0 else None
     done = broadcast_object(set(journal.samples) if journal else set(), group.world)
-    model: GPT | BERT | None = None
     results: list[Result] = []
     order: list[tuple[str, str]] = []
     for task, data in made.tasks:
@@ -159,8 +209,10 @@ def evaluate(made: Plan, options: Options, group: Group) -> RunResults:
             samples = [journal.samples[task.protocol.id, item.id] for item in items]
             resumed = len(items) - len(todo)
             results.append(_result(task, data, samples, seconds=seconds, tokens=tokens, resumed=resumed))
+    finetuned = read_finetuned(made.checkpoint.root)
     run_results = RunResults(
         created_at=now(),
+        training=finetuned.training if finetuned else None,
         checkpoint=_checkpoint_info(made.checkpoint, options.checkpoint, digest),
         tokenizer_digest=made.tokenizer.digest,
         layout=Layout(tp=group.tp.ranks, dp=group.dp.ranks),
@@ -177,7 +229,7 @@ def evaluate(made: Plan, options: Options, group: Group) -> RunResults:
     return run_results
 
 
-def _digest(checkpoint: ShardedCheckpoint, group: Group) -> str:
+def digest_of(checkpoint: ShardedCheckpoint, group: Group) -> str:
     """Digest the checkpoint, the tensors shared out over all ranks."""
     mine = sorted(checkpoint.tensors)[group.world.rank :: group.world.ranks]
     parts = gather_objects({name: checkpoint.tensor_digest(name) for name in mine}, group.world)
@@ -241,7 +293,9 @@ def _score_round(
         items = [todo[index] for index in batch]
         scored = score_any(model, [item.request for item in items], megatron_exact=options.megatron_exact)
         for item, score in zip(items, scored, strict=True):
-            lines.append((task.judge(item, score), item.request.inputs - score.cut))
+            parts = score if isinstance(score, tuple) else (score,)
+            cut = sum(part.cut for part in parts if isinstance(part, Scored))
+            lines.append((task.judge(item, score), item.request.inputs - cut))
     return lines
 
 
@@ -263,6 +317,7 @@ def _result(task: Task, data: Data, samples: list[Sample], *, seconds: float, to
         protocol=task.protocol.id,
         protocol_version=task.protocol.version,
         title=task.card.title,
+        split=data.split,
         metrics=metrics,
         n=n,
         n_correct=correct,
@@ -270,7 +325,9 @@ def _result(task: Task, data: Data, samples: list[Sample], *, seconds: float, to
         items_total=len(task.items),
         truncated=truncated,
         flags=flags,
-        data=DataInfo(source=data.source, digest=data.digest, rows_expected=task.card.published.rows),
+        data=DataInfo(
+            source=data.source, digest=data.digest, rows_expected=task.card.split_named(data.split).published.rows
+        ),
         seconds=round(seconds, 3),
         tokens_per_second=round(tokens / seconds, 1) if seconds else None,
         items_resumed=resumed,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,16 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpeval import launch
-from mpeval.checkpoint.locate import TRACKER
-from mpeval.checkpoint.open import open_checkpoint
 from mpeval.config import ModelConfig
 from mpeval.corpus.indexed import IndexedDataset
 from mpeval.corpus.samples import Part, Samples, SpecialIds, open_samples
-from mpeval.errors import OutputError, UsageError
-from mpeval.folders import unwritable, write_atomically
-from mpeval.journal import RUN_FILE, claim
+from mpeval.errors import UsageError
 from mpeval.recipe import Recipe, find_recipe
-from mpeval.tokenizer import Tokenizer, files_beside, find_tokenizer
+from mpeval.running import opening, saved_state, say_stopped, take_folder, train_shown
+from mpeval.tokenizer import Tokenizer, find_tokenizer
 
 if TYPE_CHECKING:
     from mpeval.checkpoint.training import Progress, TrainingState
@@ -107,7 +103,7 @@ def plan(options: Options, tp: int, dp: int) -> Plan:
     config = recipe.config(tokenizer.size, tp)
     config.check_ranks(tp)
     corpora = weighted(options.data)
-    state = _state(options.output, config)
+    state = saved_state(options.output, config)
     return Plan(recipe=recipe, config=config, tokenizer=tokenizer, corpora=corpora, output=options.output, state=state)
 
 
@@ -145,29 +141,6 @@ def _number(word: str) -> float | None:
         return None
 
 
-def _state(output: Path, config: ModelConfig) -> TrainingState | None:
-    """Open what an earlier run into the folder saved; None for a new run.
-
-    Raises:
-        OutputError: the folder holds something else.
-    """
-    if not output.exists():
-        return None
-    if not output.is_dir():
-        raise OutputError(f"`{output}` is a file", "give a folder by `--output`")
-    if (output / TRACKER).is_file():
-        from mpeval.checkpoint.training import read_training_state
-
-        checkpoint = open_checkpoint(output)
-        if checkpoint.config.computed() != config.computed():
-            raise OutputError(f"`{output}` holds another model than the recipe's", "give another folder by `--output`")
-        return read_training_state(checkpoint)
-    if any(output.iterdir()) and not (output / RUN_FILE).is_file():
-        names = ", ".join(f"`{item.name}`" for item in sorted(output.iterdir())[:6])
-        raise OutputError(f"`{output}` is no run of `mpeval pretrain`: it holds {names}", "give an empty folder")
-    return None
-
-
 def pretrain(made: Plan, options: Options, group: Group) -> None:
     """Build or resume this rank's part of the run, train it, and report on the first rank."""
     from mpeval.parallel.gradients import barrier
@@ -176,7 +149,8 @@ def pretrain(made: Plan, options: Options, group: Group) -> None:
 
     barrier(group.world)  # every rank has looked at the output folder before the first one writes to it
     if group.world.rank == 0:
-        _claim(made)
+        corpora = [[weight, dataset.digest] for weight, dataset in made.corpora]
+        take_folder(made.output, made.recipe, made.tokenizer, {"data": corpora})
         clean(made.output)
         train, valid = _samples(made)
         barrier(group.world)
@@ -194,21 +168,6 @@ def pretrain(made: Plan, options: Options, group: Group) -> None:
         keep=options.keep,
     )
     _train(ready, progress, made, options)
-
-
-def _claim(made: Plan) -> None:
-    """Make the output folder this run's own, with its recipe and tokenizer in it."""
-    try:
-        made.output.mkdir(parents=True, exist_ok=True)
-        corpora = [[weight, dataset.digest] for weight, dataset in made.corpora]
-        identity = {**made.recipe.identity(), "tokenizer": made.tokenizer.digest, "data": corpora}
-        claim(made.output / RUN_FILE, identity, "give another folder by `--output`, or that run's value by `--set`")
-        write_atomically(made.output / "recipe.toml", made.recipe.toml())
-        for name, path in files_beside((made.tokenizer.path,)).items():  # so that what is trained can be evaluated
-            if path.resolve() != (made.output / name).resolve():
-                write_atomically(made.output / name, path.read_bytes())
-    except OSError as error:
-        raise unwritable(made.output, error) from error
 
 
 def _samples(made: Plan) -> tuple[Samples, Samples | None]:
@@ -254,43 +213,17 @@ def special_ids(tokenizer: Tokenizer) -> SpecialIds:
 def _train(ready: Run, progress: Progress, made: Plan, options: Options) -> None:
     """Train with progress on the screen, then say how it ended."""
     from mpeval.report import line
-    from mpeval.report import progress as shown_progress
-    from mpeval.train.loop import fit
 
-    group, training = ready.model.group, made.recipe.training
-    first = group.world.rank == 0
+    first = ready.model.group.world.rank == 0
     talks = first and not options.quiet
     if talks:
-        line(_opening(ready, progress, made), stderr=True)
+        line(opening(ready, progress), stderr=True)
     board = _board(made.output, progress.step) if options.tensorboard and first else None
-    tokens = training.batch * made.recipe.sequence
-    last: dict[str, Any] = {}
-    with shown_progress(made.recipe.name, training.steps, done=progress.step, shown=talks) as advance:
-
-        def notice(record: dict[str, Any]) -> None:
-            last.update(record)
-            loss = record["loss"]
-            advance(1, tokens, f"loss {loss:.3f}" if loss is not None else "overflow")
-            if board:
-                for name, value in record.items():
-                    if name != "step" and value is not None:
-                        board.add_scalar(name, value, record["step"])
-
-        progress, stopped = fit(ready, progress, notice)
+    progress, stopped, last = train_shown(ready, progress, title=made.recipe.name, talks=talks, board=board)
     if board:
         board.close()
     if first:
         _close(progress, stopped, last, made, options)
-
-
-def _opening(ready: Run, progress: Progress, made: Plan) -> str:
-    group, config = ready.model.group, made.config
-    where = f"goes on after step {progress.step}" if progress.step else "begins"
-    return (
-        f"{made.recipe.name} {where}: {config.parameters():,} parameters, {made.recipe.training.dtype}, "
-        f"tp {group.tp.ranks} x dp {group.dp.ranks} on {group.device.type}, "
-        f"matmul roof {ready.roof / 1e9:,.0f} GFLOP/s"
-    )
 
 
 def _board(output: Path, step: int) -> Any:
@@ -310,8 +243,7 @@ def _close(progress: Progress, stopped: bool, last: dict[str, Any], made: Plan, 
 
     steps = made.recipe.training.steps
     if stopped:
-        line(f"stopped and saved after step {progress.step} of {steps}; go on with:", stderr=True)
-        line(f"  {shlex.join(options.command or ('mpeval', *sys.argv[1:]))}", stderr=True)
+        say_stopped(progress, steps, options.command)
         return
     if not last and not options.quiet:
         end = made.recipe.identity()["decay_steps"]

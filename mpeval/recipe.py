@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -210,6 +210,14 @@ def find_recipe(name: str, settings: Iterable[str] = ()) -> Recipe:
 
 def read_recipe(path: Path) -> Recipe:
     """Read a recipe's file; unknown keys are errors that suggest the nearest known one."""
+    raw = read_tables(path, MODEL_NAMES, _TRAINING)
+    values = {**raw["model"], **raw["training"]}
+    typed = {name: checked(name, value, f"the recipe `{path}`") for name, value in values.items()}
+    return _made(str(raw.get("name", path.stem)), str(raw.get("description", "")), typed, str(path))
+
+
+def read_tables(path: Path, model_names: Sequence[str], training_names: Sequence[str]) -> dict[str, Any]:
+    """Read a recipe's file and check that its tables `model` and `training` hold known names only."""
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -221,25 +229,16 @@ def read_recipe(path: Path) -> Recipe:
     for key in ("model", "training"):
         if not isinstance(raw.get(key, {}), dict):
             raise ConfigError(f"the recipe `{path}`: `{key}` is {raw[key]!r}, not a table", f"write it as `[{key}]`")
-    model, training = dict(raw.get("model", {})), dict(raw.get("training", {}))
-    for table, values, known in (("model", model, MODEL_NAMES), ("training", training, _TRAINING)):
-        for key in values:
+    for table, known in (("model", model_names), ("training", training_names)):
+        for key in raw.setdefault(table, {}):
             if key not in known:
                 raise ConfigError(f"the recipe `{path}` has an unknown `{table}.{key}`", suggest(key, list(known)))
-    values = {**model, **training}
-    typed = {name: _checked(name, value, f"the recipe `{path}`") for name, value in values.items()}
-    return _made(str(raw.get("name", path.stem)), str(raw.get("description", "")), typed, str(path))
+    return raw
 
 
 def changed(recipe: Recipe, settings: Iterable[str]) -> Recipe:
     """Return the recipe with `NAME=VALUE` settings applied; unknown names are errors with a suggestion."""
-    values: dict[str, Any] = {}
-    for setting in settings:
-        name, equals, text = setting.partition("=")
-        name = name.strip().removeprefix("model.").removeprefix("training.")
-        if not equals or name not in _TYPES:
-            raise ConfigError(f"`--set {setting}` is not NAME=VALUE of a known name", suggest(name, list(_TYPES)))
-        values[name] = _parsed(name, text.strip())
+    values = parsed(settings)
     if not values:
         return recipe
     merged = {**recipe.model, **asdict(recipe.training), **values}
@@ -277,13 +276,13 @@ _TRAINING = tuple(item.name for item in fields(Training))
 _TYPES |= {item.name: str(item.type) for item in fields(Training)}
 
 
-def _kind(name: str) -> str:
-    return _TYPES[name] if _TYPES[name] in {"int", "float", "bool"} else "str"
+def _kind(name: str, types: Mapping[str, str]) -> str:
+    return types[name] if types[name] in {"int", "float", "bool"} else "str"
 
 
-def _checked(name: str, value: Any, where: str) -> Any:
+def checked(name: str, value: Any, where: str, types: Mapping[str, str] = _TYPES) -> Any:
     """Return a TOML value if it is of the setting's type; a whole number may stand for a float."""
-    kind = _kind(name)
+    kind = _kind(name, types)
     if kind == "float" and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value).__name__ != kind:
@@ -291,8 +290,20 @@ def _checked(name: str, value: Any, where: str) -> Any:
     return value
 
 
-def _parsed(name: str, text: str) -> Any:
-    kind = _kind(name)
+def parsed(settings: Iterable[str], types: Mapping[str, str] = _TYPES) -> dict[str, Any]:
+    """Return the values of `NAME=VALUE` settings; unknown names are errors with a suggestion."""
+    values: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        name = name.strip().removeprefix("model.").removeprefix("training.")
+        if not equals or name not in types:
+            raise ConfigError(f"`--set {setting}` is not NAME=VALUE of a known name", suggest(name, list(types)))
+        values[name] = _parsed(name, text.strip(), types)
+    return values
+
+
+def _parsed(name: str, text: str, types: Mapping[str, str]) -> Any:
+    kind = _kind(name, types)
     try:
         if kind == "bool":
             return {"true": True, "false": False}[text.lower()]

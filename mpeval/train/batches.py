@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,12 +18,41 @@ from mpeval.parallel.group import Group
 Tensor = torch.Tensor
 
 
+Sample = dict[str, np.ndarray]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Fed:
     """One data-parallel rank's share of a step: micro-batches of stacked samples, and the samples' numbers."""
 
     micro: Sequence[dict[str, Tensor]]
     numbers: Sequence[int]
+
+
+class Arrangement(Protocol):
+    """How a rank's share of a step becomes micro-batches."""
+
+    def cut(self, samples: Sequence[Sample]) -> list[list[int]]:
+        """Group the samples, by their places in the share; each is in exactly one group."""
+
+    def stack(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
+        """Join the samples of one group."""
+
+
+@dataclass(frozen=True)
+class Even:
+    """Micro-batches of `size` samples that are all of one shape."""
+
+    size: int
+
+    def cut(self, samples: Sequence[Sample]) -> list[list[int]]:
+        """Group the samples in their order."""
+        places = list(range(len(samples)))
+        return [places[start : start + self.size] for start in range(0, len(places), self.size)]
+
+    def stack(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
+        """Stack every array along a new first dimension."""
+        return {name: torch.from_numpy(np.stack([sample[name] for sample in samples])) for name in samples[0]}
 
 
 class Feeder:
@@ -32,9 +62,9 @@ class Feeder:
     step depend on nothing but its number.
     """
 
-    def __init__(self, samples: Samples, *, batch: int, micro_batch: int, vocab: int, group: Group) -> None:
+    def __init__(self, samples: Samples, *, batch: int, arrangement: Arrangement, vocab: int, group: Group) -> None:
         """Keep what is needed; nothing is read yet."""
-        self.samples, self.batch, self.micro_batch, self.vocab = samples, batch, micro_batch, vocab
+        self.samples, self.batch, self.arrangement, self.vocab = samples, batch, arrangement, vocab
         self.group = group
 
     def numbers(self, first: int) -> range:
@@ -53,8 +83,8 @@ class Feeder:
         made = [self.samples[number] for number in numbers]
         for number, sample in zip(numbers, made, strict=True):
             self._check(number, sample["ids"])
-        parts = [made[start : start + self.micro_batch] for start in range(0, len(made), self.micro_batch)]
-        return Fed(micro=[_stacked(part) for part in parts], numbers=numbers)
+        parts = [[made[place] for place in places] for places in self.arrangement.cut(made)]
+        return Fed(micro=[self.arrangement.stack(part) for part in parts], numbers=numbers)
 
     def _check(self, number: int, ids: np.ndarray) -> None:
         if int(ids.max()) >= self.vocab or int(ids.min()) < 0:
@@ -89,7 +119,3 @@ class Feeder:
     def documents(self, numbers: Sequence[int]) -> list[str]:
         """Return the documents that some samples are made of, each once."""
         return list(dict.fromkeys(name for number in numbers for name in self.samples.documents(number)))
-
-
-def _stacked(samples: Sequence[dict[str, np.ndarray]]) -> dict[str, Tensor]:
-    return {name: torch.from_numpy(np.stack([sample[name] for sample in samples])) for name in samples[0]}

@@ -44,18 +44,20 @@ class Run:
     keep: int
     metrics: Metrics | None
     """Only on the first rank of the world."""
-    flops_per_step: float
+    cost: Callable[[Fed], tuple[float, float]]
+    """Tokens and floating point operations of a step over all ranks, from what this rank takes of it."""
     roof: float
     """Floating point operations per second of all ranks' matrix products together."""
 
 
-def fit(run: Run, progress: Progress, notice: Notice) -> tuple[Progress, bool]:
-    """Train from `progress` to the recipe's last step, or until a signal asks for an end.
+def fit(run: Run, progress: Progress, notice: Notice, until: int | None = None) -> tuple[Progress, bool]:
+    """Train from `progress` to step `until`, or until a signal asks for an end.
 
     Args:
         run: what to train with.
         progress: where the run is.
         notice: called with the metrics of each step, on every rank.
+        until: the step to stop after (default: the recipe's last).
 
     Returns:
         Where the run is now, always saved, and whether it was asked to stop early.
@@ -64,7 +66,8 @@ def fit(run: Run, progress: Progress, notice: Notice) -> tuple[Progress, bool]:
         TrainingError: the loss or the gradients are no numbers any more.
     """
     training = run.recipe.training
-    end = progress.samples + (training.steps - progress.step) * training.batch
+    last = training.steps if until is None else until
+    end = progress.samples + (last - progress.step) * training.batch
     saved = progress.step
     run.model.train()
     with StopRequest() as stop, run.feeder.ahead(progress.samples, end) as batches:
@@ -72,7 +75,7 @@ def fit(run: Run, progress: Progress, notice: Notice) -> tuple[Progress, bool]:
             begin = time.perf_counter()
             record = step(run, progress, fed)
             progress = _advanced(run, progress)
-            record |= _speed(run, time.perf_counter() - begin)
+            record |= _speed(run, fed, time.perf_counter() - begin)
             if training.evaluate_every and progress.step % training.evaluate_every == 0 and run.validation:
                 record["valid_loss"] = evaluate(run)
             if run.metrics:
@@ -83,7 +86,7 @@ def fit(run: Run, progress: Progress, notice: Notice) -> tuple[Progress, bool]:
                 _save(run, progress)
                 saved = progress.step
             if stopping:
-                return progress, progress.step < training.steps
+                return progress, progress.step < last
     if saved != progress.step:
         _save(run, progress)
     return progress, False
@@ -166,9 +169,9 @@ def _advanced(run: Run, progress: Progress) -> Progress:
     )
 
 
-def _speed(run: Run, seconds: float) -> Record:
-    tokens = run.recipe.training.batch * run.recipe.sequence
-    rate = run.flops_per_step / seconds
+def _speed(run: Run, fed: Fed, seconds: float) -> Record:
+    tokens, operations = run.cost(fed)
+    rate = operations / seconds
     return {
         "seconds": round(seconds, 4),
         "tokens_per_second": round(tokens / seconds, 1),

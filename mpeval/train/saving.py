@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -123,9 +124,20 @@ def _sync(folder: Path) -> None:
 def _thin(root: Path, newest: Path, keep: int) -> None:
     """Remove all but the `keep` newest checkpoints up to `newest`."""
     if keep:
-        found = {int(item.name[5:]): item for item in root.iterdir() if re.fullmatch(r"iter_\d{7,}", item.name)}
-        for step in [step for step in sorted(found) if step <= int(newest.name[5:])][:-keep]:
-            _remove(found[step])
+        steps = sorted(_saved(root))
+        old = [step for step in steps if step <= int(newest.name[5:])][:-keep]
+        keep_only(root, set(steps) - set(old))
+
+
+def keep_only(root: Path, steps: Collection[int]) -> None:
+    """Remove all checkpoints of `root` but those of some steps."""
+    for step, folder in _saved(root).items():
+        if step not in steps:
+            _remove(folder)
+
+
+def _saved(root: Path) -> dict[int, Path]:
+    return {int(item.name[5:]): item for item in root.iterdir() if re.fullmatch(r"iter_\d{7,}", item.name)}
 
 
 def _remove(folder: Path) -> None:

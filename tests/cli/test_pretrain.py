@@ -215,7 +215,7 @@ def test_tensorboard_gets_every_step(corpus: tuple[str, Path], tmp_path: Path) -
         ("pretrain gpt-tiny --set lr=fast --output out", 1, "`fast` is not a value of type float"),
         ("pretrain gpt-tiny --set batch=3 --dp 2 --data {prefix} --output out", 1, "a multiple of the 2 data-parallel"),
         ("pretrain gpt-tiny --tp 3 --data {prefix} --output out --tokenizer {tokenizer}", 1, "does not divide"),
-        ("pretrain gpt-tiny --data {prefix} --output {tokenizer} --tokenizer {tokenizer}", 1, "is no run of"),
+        ("pretrain gpt-tiny --data {prefix} --output {tokenizer} --tokenizer {tokenizer}", 1, "is no training run"),
         ("pretrain gpt-tiny --data {prefix} --output {prefix}.idx --tokenizer {tokenizer}", 1, "is a file"),
         ("pretrain gpt-tiny --data {prefix} --output out --tokenizer {tokenizer} --keep -1", 2, "`--keep -1`"),
         ("pretrain gpt-tiny --json --data {prefix} --output out", 2, "`--json` is for `--dry-run`"),

@@ -11,7 +11,7 @@ from torch import nn
 
 from mpeval.config import ModelConfig
 from mpeval.models.gpt import GPT
-from mpeval.models.weights import draw_full, draw_weights
+from mpeval.models.weights import draw_full, draw_weights, fill_weights
 from mpeval.parallel.gradients import Gradients, any_rank, summed_over
 from mpeval.parallel.group import Group
 from mpeval.parallel.layout import merge, split
@@ -199,7 +199,7 @@ def test_masters_keep_what_bfloat16_cannot(config: ModelConfig) -> None:
 
     model = model_of(config, Group.single(), torch.bfloat16)
     optimizer = TrainingOptimizer(model, replace(TRAINING, dtype="bfloat16"))
-    draw_weights(model, 3, into=optimizer.masters)
+    fill_weights(model, lambda name: draw_full(model.config, name, 3), into=optimizer.masters)
     optimizer.publish()
     for name, parameter in model.named_parameters():
         full = split(name, draw_full(config, name, 3), 1)[0]
