@@ -21,7 +21,7 @@ from mpeval.checkpoint.open import open_checkpoint
 from mpeval.checkpoint.sharded import ShardedCheckpoint, combine_digests
 from mpeval.data import Data, load_data
 from mpeval.errors import CheckpointError, UsageError
-from mpeval.finetuned import read_finetuned
+from mpeval.finetuned import Finetuned, read_finetuned
 from mpeval.items import Scored
 from mpeval.journal import Journal
 from mpeval.leaderboard import append, check_store, records_of
@@ -210,6 +210,8 @@ def evaluate(made: Plan, options: Options, group: Group, model: GPT | BERT | Non
             resumed = len(items) - len(todo)
             results.append(_result(task, data, samples, seconds=seconds, tokens=tokens, resumed=resumed))
     finetuned = read_finetuned(made.checkpoint.root)
+    if finetuned:
+        results = [_marked(result, finetuned) for result in results]
     run_results = RunResults(
         created_at=now(),
         training=finetuned.training if finetuned else None,
@@ -304,6 +306,13 @@ def _hand_over(parts: Sequence[Sequence[tuple[Sample, int]]], journal: Journal |
     if journal:
         journal.append([sample for sample, _ in lines])
     advance(len(lines), sum(tokens for _, tokens in lines))
+
+
+def _marked(result: Result, run: Finetuned) -> Result:
+    """Say of a result by a head that was finetuned on another task which one that was."""
+    if result.task == run.task:
+        return result
+    return result.model_copy(update={"flags": [*result.flags, f"finetuned-on-{run.task}"]})
 
 
 def _result(task: Task, data: Data, samples: list[Sample], *, seconds: float, tokens: int, resumed: int) -> Result:

@@ -6,7 +6,7 @@ The path of one step: `cli_finetune.finetune` -> `finetune.run` -> `loop.fit` ->
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +15,16 @@ from mpeval import evaluate, launch
 from mpeval.checkpoint.open import open_checkpoint
 from mpeval.data import Data
 from mpeval.finetune_plan import Options, Plan, plan, task_of
-from mpeval.finetuned import EVALUATIONS, SEEDS_FILE, Epoch, Finetuned, read_finetuned, spread_of, write_finetuned
+from mpeval.finetuned import (
+    EVALUATIONS,
+    SEEDS_FILE,
+    Epoch,
+    Finetuned,
+    Seeds,
+    read_finetuned,
+    spread_of,
+    write_finetuned,
+)
 from mpeval.folders import write_atomically
 from mpeval.journal import RESULTS_FILE
 from mpeval.leaderboard import append, records_of
@@ -87,7 +96,7 @@ def finetune_seeds(made: Plan, options: Options, group: Group) -> None:
                 for folder, found in zip(runs, results, strict=True)
             ]
             results += [_selected(test, seeds.spread)] if test else []
-        _publish(results, options)
+        _publish(results, runs, seeds, options)
 
 
 def _test_results(made: Plan, folder: Path, options: Options, group: Group) -> RunResults | None:
@@ -331,14 +340,40 @@ def _selected(results: RunResults, spread: SeedSpread) -> RunResults:
     return results.model_copy(update={"training": training, "seeds": spread})
 
 
-def _publish(results: Sequence[RunResults], options: Options) -> None:
-    """Print the results that count, and append all to a leaderboard if asked to."""
+def _publish(results: Sequence[RunResults], runs: Mapping[Path, Finetuned], seeds: Seeds, options: Options) -> None:
+    """Draw loss curves, print the results that are reported, and append all of them to a leaderboard if asked to."""
+    from mpeval.plot import plot
     from mpeval.report import line, results_table
 
+    drawn = [plot([folder], None) for folder in runs if options.draw and not (folder / "loss.svg").exists()]
     if not options.quiet:
+        if len(runs) > 1:
+            _seeds_table(runs, seeds)
         for found in results:
-            results_table(found)
+            if len(runs) == 1 or found.seeds:
+                results_table(found)
         line(f"checkpoint{'s' * (options.seeds > 1)}, metrics and predictions are in {options.output}")
+        for paths in drawn:
+            line(f"loss curve {', '.join(str(path) for path in paths)}")
     if options.record:
         added = append(options.record, [record for found in results for record in records_of(found)])
         line(f"{added} record{'s' * (added != 1)} added to {options.record}")
+
+
+def _seeds_table(runs: Mapping[Path, Finetuned], seeds: Seeds) -> None:
+    """Print what each seed reached on the dev set, their spread, and which run is the median."""
+    from mpeval.report import show_interval, show_metric, table
+
+    rows = [
+        [
+            folder.name,
+            show_metric(run.kept().metric),
+            show_interval(run.kept().metric),
+            "median: reported" if run.training.seed == seeds.chosen else "",
+        ]
+        for folder, run in runs.items()
+    ]
+    spread = seeds.spread
+    deviation = f", standard deviation {100 * spread.deviation:.2f} points" if spread.deviation is not None else ""
+    title = f"{spread.split} {spread.metric} of {len(rows)} seeds{deviation}"
+    table(title, ("run", f"{spread.split} {spread.metric}", "95 % interval", ""), rows)

@@ -11,8 +11,9 @@ from mpeval.checkpoint.open import open_checkpoint
 from mpeval.checkpoint.sharded import ShardedCheckpoint
 from mpeval.config import ModelConfig
 from mpeval.data import Data, load_data
-from mpeval.errors import ConfigError, UsageError
+from mpeval.errors import ConfigError, OutputError, UsageError
 from mpeval.finetune_recipe import FinetuneRecipe, default_recipe, find_finetune_recipe
+from mpeval.finetuned import SEEDS_FILE
 from mpeval.leaderboard import check_store
 from mpeval.running import CACHE, check_output
 from mpeval.tasks.base import Task
@@ -40,6 +41,8 @@ class Options:
     record: Path | None = None
     allow_modified_data: bool = False
     quiet: bool = False
+    draw: bool = True
+    """Whether loss curves are drawn at the end."""
     command: tuple[str, ...] = ()
 
 
@@ -69,7 +72,7 @@ def plan(options: Options, tp: int, dp: int) -> Plan:
         raise UsageError(f"`--seeds {options.seeds}` leaves nothing to do", "give 1 or more")
     if options.record:
         check_store(options.record)
-    check_output(options.output)
+    _check_outputs(options)
     checkpoint = open_checkpoint(options.checkpoint)
     card, protocol = _chosen(options, checkpoint.config.family)
     tokenizer = find_tokenizer(options.tokenizer, [checkpoint.root, checkpoint.path, options.checkpoint])
@@ -102,6 +105,27 @@ def plan(options: Options, tp: int, dp: int) -> Plan:
         train=train,
         dev=dev,
     )
+
+
+def _check_outputs(options: Options) -> None:
+    """Refuse an output folder that holds something else than a run, or than runs that differ in their seeds.
+
+    Raises:
+        OutputError: it does, or is a file.
+    """
+    output = options.output
+    if options.seeds == 1 or not output.is_dir():
+        check_output(output)
+        return
+    own = {CACHE, SEEDS_FILE}
+    others = [item.name for item in output.iterdir() if item.name not in own and not item.name.startswith("seed-")]
+    if others:
+        listed = ", ".join(f"`{name}`" for name in sorted(others)[:6])
+        raise OutputError(
+            f"`{output}` holds something else than runs of several seeds: {listed}", "give another folder"
+        )
+    for run in output.glob("seed-*"):
+        check_output(run)
 
 
 _ROLES: tuple[Literal["train_split", "dev_split"], ...] = ("train_split", "dev_split")
@@ -146,7 +170,7 @@ def with_head(config: ModelConfig, protocol: Protocol, options: Options) -> tupl
         lm_head=False,
         binary_head=False,
         pooler=config.pooler or protocol.head != "span",
-        tokentypes=max(config.tokentypes, 2) if config.family == "bert" else config.tokentypes,
+        tokentypes=config.tokentypes or (2 if config.family == "bert" else 0),
         multichoice_head=protocol.head == "multichoice",
         span_head=protocol.head == "span",
         classes=classes,

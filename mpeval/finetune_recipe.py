@@ -122,15 +122,13 @@ def find_finetune_recipe(name: str, settings: Iterable[str] = ()) -> FinetuneRec
 def _read(path: Path) -> FinetuneRecipe:
     raw = read_tables(path, MODEL_NAMES, [item.name for item in fields(Training)] + list(_OWN))
     where = f"the recipe `{path}`"
+    values = {key: checked(key, value, where, _TYPES) for key, value in {**raw["model"], **raw["training"]}.items()}
+    if values.get("steps") and "warmup_share" not in values:  # a run's own recipe says it in steps
+        values["warmup_share"] = values.pop("warmup_steps", 0) / values["steps"]
     defaults = {item.name: item.default for item in fields(Training)}
-    values: dict[str, Any] = {}
-    for key, value in {**raw["model"], **raw["training"]}.items():
-        found = checked(key, value, where, _TYPES)
-        if key in {"warmup_steps", "decay_steps"} or (key in NOT_USED and found == defaults[key]):
-            continue  # a run's own recipe says in steps what follows from shares
-        if key in NOT_USED:
+    for key in NOT_USED & values.keys():
+        if values.pop(key) != defaults[key]:
             raise ConfigError(f"{where}: `{key}` says nothing about finetuning", "remove it")
-        values[key] = found
     return _made(values, str(raw.get("name", path.stem)), str(raw.get("description", "")), where)
 
 

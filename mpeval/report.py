@@ -113,10 +113,15 @@ def show_interval(metric: Metric) -> str:
 
 
 def results_table(run: RunResults, *, stderr: bool = False) -> None:
-    """Print one row per metric of a run, then what a reader must know to trust it."""
+    """Print one row per metric of a run, then what a reader must know to trust it.
+
+    Splits are named where one is not the test set.
+    """
+    named = any(result.split not in {"", "test"} for result in run.results)
     rows = [
         [
             result.protocol if number == 0 else "",
+            *([result.split if number == 0 else ""] if named else []),
             metric.name.replace("_", " "),
             show_metric(metric),
             show_interval(metric),
@@ -128,7 +133,7 @@ def results_table(run: RunResults, *, stderr: bool = False) -> None:
     ]
     checkpoint = run.checkpoint
     title = f"{checkpoint.name}, iteration {checkpoint.iteration}, {checkpoint.parameters:,} parameters, {run.dtype}"
-    columns = ("protocol", "metric", "value", "95 % interval", "n", "flags")
+    columns = ("protocol", *(["split"] if named else []), "metric", "value", "95 % interval", "n", "flags")
     table(title, columns, rows, right=("value", "n"), stderr=stderr)
     speed = [result.tokens_per_second for result in run.results if result.tokens_per_second]
     padding = "let in (megatron-exact)" if run.megatron_exact else "masked"

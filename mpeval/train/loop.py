@@ -60,7 +60,7 @@ def fit(run: Run, progress: Progress, notice: Notice, until: int | None = None) 
         until: the step to stop after (default: the recipe's last).
 
     Returns:
-        Where the run is now, always saved, and whether it was asked to stop early.
+        Where the run is now, always saved, and whether it was asked to stop before all was done.
 
     Raises:
         TrainingError: the loss or the gradients are no numbers any more.
@@ -85,8 +85,8 @@ def fit(run: Run, progress: Progress, notice: Notice, until: int | None = None) 
             if stopping or (training.save_every and progress.step % training.save_every == 0):
                 _save(run, progress)
                 saved = progress.step
-            if stopping:
-                return progress, progress.step < last
+            if stopping:  # after step `until` its caller has more to do
+                return progress, until is not None or progress.step < last
     if saved != progress.step:
         _save(run, progress)
     return progress, False
