@@ -5,13 +5,12 @@ The path of one step: `cli_finetune.finetune` -> `finetune.run` -> `loop.fit` ->
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mpeval import evaluate, launch
+from mpeval import evaluate
 from mpeval.checkpoint.open import open_checkpoint
 from mpeval.data import Data
 from mpeval.finetune_plan import Options, Plan, plan, task_of
@@ -32,7 +31,7 @@ from mpeval.members import read_results
 from mpeval.parallel.group import broadcast_object
 from mpeval.recipe import Recipe
 from mpeval.results import RunResults, SeedSpread, TrainingInfo
-from mpeval.running import opening, saved_state, say_stopped, take_folder, train_shown
+from mpeval.running import opening, saved_state, say_stopped, start, take_folder, train_shown
 from mpeval.tasks.base import Task
 
 if TYPE_CHECKING:
@@ -47,26 +46,12 @@ MICRO_TOKENS = {"cpu": 2048, "cuda": 32768}
 
 
 def run(options: Options) -> None:
-    """Finetune with as many ranks as asked for: new local processes, or as one of torchrun's or Slurm's."""
-    options = replace(options, device=launch.device_of(options.device))
-    world = launch.world_of(os.environ)
-    tp, dp = launch.sizes(options.tp, options.dp, world)
-    if world is None and tp * dp > 1:
-        plan(options, tp, dp)  # a mistake is better reported once, before any rank starts
-        launch.run_local(tp * dp, run_rank, options, graceful=True)
-    else:
-        run_rank(world, options)
+    """Finetune with as many ranks as asked for; every rank makes the same plan, the first one prints."""
+    start(options, plan, _work)
 
 
-def run_rank(world: launch.World | None, options: Options) -> None:
-    """Finetune as one rank; every rank holds the same plan, the first one prints."""
-    from mpeval.train.memory import keep_memory
-
-    tp, dp = launch.sizes(options.tp, options.dp, world)
-    if options.device == "cpu":
-        keep_memory()
-    with launch.joined(world, tp=tp, dp=dp, device=options.device) as group:
-        finetune_seeds(plan(options, tp, dp), options, group)
+def _work(options: Options, group: Group) -> None:
+    finetune_seeds(plan(options, group.tp.ranks, group.dp.ranks), options, group)
 
 
 def finetune_seeds(made: Plan, options: Options, group: Group) -> None:

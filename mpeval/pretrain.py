@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from mpeval.corpus.indexed import IndexedDataset
 from mpeval.corpus.samples import Part, Samples, SpecialIds, open_samples
 from mpeval.errors import UsageError
 from mpeval.recipe import Recipe, find_recipe
-from mpeval.running import opening, saved_state, say_stopped, take_folder, train_shown
+from mpeval.running import opening, saved_state, say_stopped, start, take_folder, train_shown
 from mpeval.tokenizer import Tokenizer, find_tokenizer
 
 if TYPE_CHECKING:
@@ -63,26 +63,12 @@ class Plan:
 
 
 def run(options: Options) -> None:
-    """Pretrain with as many ranks as asked for: new local processes, or as one of torchrun's or Slurm's."""
-    options = replace(options, device=launch.device_of(options.device))
-    world = launch.world_of(os.environ)
-    tp, dp = launch.sizes(options.tp, options.dp, world)
-    if world is None and tp * dp > 1:
-        plan(options, tp, dp)  # a mistake is better reported once, before any rank starts
-        launch.run_local(tp * dp, run_rank, options, graceful=True)
-    else:
-        run_rank(world, options)
+    """Pretrain with as many ranks as asked for; every rank makes the same plan, the first one prints."""
+    start(options, plan, _work)
 
 
-def run_rank(world: launch.World | None, options: Options) -> None:
-    """Pretrain as one rank; every rank holds the same plan, the first one prints."""
-    from mpeval.train.memory import keep_memory
-
-    tp, dp = launch.sizes(options.tp, options.dp, world)
-    if options.device == "cpu":
-        keep_memory()
-    with launch.joined(world, tp=tp, dp=dp, device=options.device) as group:
-        pretrain(plan(options, tp, dp), options, group)
+def _work(options: Options, group: Group) -> None:
+    pretrain(plan(options, group.tp.ranks, group.dp.ranks), options, group)
 
 
 def plan(options: Options, tp: int, dp: int) -> Plan:

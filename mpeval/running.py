@@ -1,13 +1,17 @@
-"""What commands that train do around the loop: open the output folder, make it theirs, show progress."""
+"""What commands that train do around the loop: start ranks, open the output folder, make it theirs, show progress."""
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mpeval import launch
 from mpeval.checkpoint.locate import TRACKER
 from mpeval.checkpoint.open import open_checkpoint
 from mpeval.config import ModelConfig
@@ -19,7 +23,36 @@ from mpeval.tokenizer import Tokenizer, files_beside
 
 if TYPE_CHECKING:
     from mpeval.checkpoint.training import Progress, TrainingState
+    from mpeval.parallel.group import Group
     from mpeval.train.loop import Run
+
+
+def start(options: Any, plan: Callable[[Any, int, int], Any], work: Callable[[Any, Group], None]) -> None:
+    """Train with as many ranks as asked for: new local processes, or as one of torchrun's or Slurm's.
+
+    Args:
+        options: of a command that trains, with `tp`, `dp` and `device`.
+        plan: checks options for so many tensor and data ranks; a mistake is reported once, before any rank starts.
+        work: what each rank does, a function that another process can import.
+    """
+    options = replace(options, device=launch.device_of(options.device))
+    world = launch.world_of(os.environ)
+    tp, dp = launch.sizes(options.tp, options.dp, world)
+    if world is None and tp * dp > 1:
+        plan(options, tp, dp)
+        launch.run_local(tp * dp, partial(_as_rank, work), options, graceful=True)
+    else:
+        _as_rank(work, world, options)
+
+
+def _as_rank(work: Callable[[Any, Group], None], world: launch.World | None, options: Any) -> None:
+    from mpeval.train.memory import keep_memory
+
+    tp, dp = launch.sizes(options.tp, options.dp, world)
+    if options.device == "cpu":
+        keep_memory()
+    with launch.joined(world, tp=tp, dp=dp, device=options.device) as group:
+        work(options, group)
 
 
 CACHE = "index-cache"

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from mpeval.items import Headed, Item, Likelihoods
+from mpeval.scoring import token_batches
 from mpeval.train.batches import Sample
 
 Tensor = torch.Tensor
@@ -90,17 +91,7 @@ class Packed:
     def cut(self, samples: Sequence[Sample]) -> list[list[int]]:
         """Group samples of about one length; one that is longer than the budget has a group of its own."""
         longest = [int(sample["lengths"].max()) for sample in samples]
-        groups: list[list[int]] = []
-        rows = 0
-        for place in sorted(range(len(samples)), key=lambda index: (-longest[index], index)):
-            more = len(samples[place]["lengths"])
-            if groups and longest[groups[-1][0]] * (rows + more) <= self.budget:
-                groups[-1].append(place)
-                rows += more
-            else:
-                groups.append([place])
-                rows = more
-        return groups
+        return token_batches(longest, self.budget, [len(sample["lengths"]) for sample in samples])
 
     def stack(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         """Return `ids` [rows, longest], padded on the right with 0, `lengths` and `firsts` [rows], and `targets`."""
