@@ -89,6 +89,8 @@ class ModelConfig:
     """Whether there is a head that scores one option of a question."""
     classes: int = 0
     """Classes of a classification head; 0: there is none."""
+    span_head: bool = False
+    """Whether there is a head that scores each position as an answer's first and as its last; it reads no pooler."""
     eps: float = 1e-5
     """Epsilon of the norms."""
     tied: bool = True
@@ -135,6 +137,11 @@ class ModelConfig:
         for name in ("tokentypes", "classes"):
             self._need(name, getattr(self, name) >= 0, "at least 0")
         self._need("pooler", self.pooler or not (self.binary_head or self.multichoice_head or self.classes), "true")
+        if len(self._task_heads()) > 1:
+            raise ConfigError(
+                f"a model has one task head, not {' and '.join(f'`{name}`' for name in self._task_heads())}",
+                "keep the one that the task reads",
+            )
 
     def _need(self, name: str, holds: bool, what: str) -> None:
         if not holds:
@@ -149,6 +156,15 @@ class ModelConfig:
                 f"{what} {size} is not divisible by {parts} {name}",
                 f"give one that divides it by `--set {name}=N`{usual}",
             )
+
+    def _task_heads(self) -> list[str]:
+        there = {"multichoice": self.multichoice_head, "classification": self.classes, "span": self.span_head}
+        return [name for name, value in there.items() if value]
+
+    @property
+    def task_head(self) -> str | None:
+        """The head that finetuning added: `multichoice`, `classification` or `span`."""
+        return next(iter(self._task_heads()), None)
 
     @property
     def rope_width(self) -> int:
@@ -213,7 +229,8 @@ class ModelConfig:
         shapes |= _linear_shapes("pooler.dense", h, h) if self.pooler else {}
         shapes |= _linear_shapes("binary_head", 2, h) if self.binary_head else {}
         shapes |= _linear_shapes("multichoice_head", 1, h) if self.multichoice_head else {}
-        return shapes | (_linear_shapes("classification_head", self.classes, h) if self.classes else {})
+        shapes |= _linear_shapes("classification_head", self.classes, h) if self.classes else {}
+        return shapes | (_linear_shapes("span_head", 2, h) if self.span_head else {})
 
     def _norm_shapes(self, name: str, width: int) -> dict[str, tuple[int, ...]]:
         weight: dict[str, tuple[int, ...]] = {f"{name}.weight": (width,)}

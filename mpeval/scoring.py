@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from mpeval.errors import CheckpointError, DataError
-from mpeval.items import Masked, Request, Response, Scored
+from mpeval.heads import score_headed
+from mpeval.items import AnyRequest, AnyScore, Headed, Likelihoods, Masked, Request, Response, Scored
 from mpeval.models.bert import BERT
 from mpeval.models.gpt import GPT
 from mpeval.parallel.vocab import TokenScores, token_scores
@@ -22,17 +23,22 @@ LOGITS_BYTES = 128 << 20
 """The head works on as many positions at a time as keep one buffer of logits below this."""
 
 
-def token_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
+def token_batches(lengths: Sequence[int], budget: int, rows: Sequence[int] | None = None) -> list[list[int]]:
     """Group item numbers by length, longest first, so that rows x longest row stays within `budget` tokens.
 
-    Every item is in exactly one batch; an item longer than the budget has a batch of its own.
+    Every item is in exactly one batch; an item longer than the budget has a batch of its own.  `rows` are how many
+    rows each item has, its `lengths` the longest of them (default: one each).
     """
     batches: list[list[int]] = []
+    held = 0
     for item in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
-        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= budget:
+        own = rows[item] if rows is not None else 1
+        if batches and lengths[batches[-1][0]] * (held + own) <= budget:
             batches[-1].append(item)
+            held += own
         else:
             batches.append([item])
+            held = own
     return batches
 
 
@@ -58,20 +64,45 @@ def score(
     return [response for response in responses if response is not None]
 
 
-def pack(
-    model: GPT | BERT, requests: Sequence[Request | Masked], batch_tokens: int | None
-) -> tuple[list[list[int]], int]:
-    """Return batches of request numbers for `score_any`, and the input tokens of all; the budget suits the device."""
-    lengths = [min(request.inputs, model.config.context) for request in requests]
+def pack(model: GPT | BERT, requests: Sequence[AnyRequest], batch_tokens: int | None) -> tuple[list[list[int]], int]:
+    """Return batches of request numbers for `score_any`, and the input tokens of all; the budget suits the device.
+
+    All sequences of a request are in one batch.
+    """
+    read = [[min(length, model.config.context) for length in request.lengths] for request in requests]
     budget = batch_tokens or BATCH_TOKENS.get(model.group.device.type, BATCH_TOKENS["cuda"])
-    return token_batches(lengths, budget), sum(lengths)
+    batches = token_batches([max(lengths, default=0) for lengths in read], budget, [len(lengths) for lengths in read])
+    return batches, sum(map(sum, read))
 
 
-def score_any(model: GPT | BERT, requests: Sequence[Request | Masked], *, megatron_exact: bool = False) -> list[Scored]:
-    """Score requests in one forward pass, each of the kind that the model's family answers."""
+def score_any(model: GPT | BERT, requests: Sequence[AnyRequest], *, megatron_exact: bool = False) -> Sequence[AnyScore]:
+    """Score requests, all of one kind that the model can answer, in one forward pass.
+
+    `megatron_exact` is for language model heads: a task head has no padding rows.
+    """
+    kinds = {type(request) for request in requests}
+    assert len(kinds) == 1, "requests of one batch are of one kind"
+    if kinds == {Headed}:
+        return score_headed(model, cast(Sequence[Headed], requests))
     if isinstance(model, BERT):
+        assert kinds == {Masked}, "a BERT predicts masked tokens"
         return score_masked(model, cast(Sequence[Masked], requests), megatron_exact=megatron_exact)
+    if kinds == {Likelihoods}:
+        return score_likelihoods(model, cast(Sequence[Likelihoods], requests), megatron_exact=megatron_exact)
+    assert kinds == {Request}, "a GPT predicts next tokens"
     return score_batch(model, cast(Sequence[Request], requests), megatron_exact=megatron_exact)
+
+
+def score_likelihoods(
+    model: GPT, requests: Sequence[Likelihoods], *, megatron_exact: bool = False
+) -> list[tuple[Scored, ...]]:
+    """Score every option of every request in one forward pass; the options of one come back together."""
+    scored = iter(
+        score_batch(
+            model, [option for request in requests for option in request.options], megatron_exact=megatron_exact
+        )
+    )
+    return [tuple(next(scored) for _ in request.options) for request in requests]
 
 
 @torch.inference_mode()

@@ -291,6 +291,7 @@ def _put_heads(take: Gather, shapes: Shapes) -> None:
         ("pooler", "pooler.dense.weight"),
         ("binary_head", "binary_head.weight"),
         ("multichoice_head", "multichoice_head.weight"),
+        ("span_head", "span_head.weight"),
     ):
         take.put(name, kind=bool, otherwise=(_any(shapes, tensor), "tensors"))
     take.put("classes", otherwise=(shapes.get("classification_head.weight", (0,))[0], "tensors"))

@@ -200,6 +200,7 @@ def _read_bert(take: Settings, kind: Kind, names: Shapes) -> None:
             "the files belong to different models",
         )
     take.say("classes", head[0] if head and not choice else 0, "tensors")
+    take.say("span_head", "qa_outputs.weight" in names, "tensors")
 
 
 def _read_llama(take: Settings, kind: Kind, names: Shapes) -> None:

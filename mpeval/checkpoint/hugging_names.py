@@ -19,7 +19,7 @@ PREFIXES: dict[Kind, str] = {
     "qwen3": "model.",
 }
 """What precedes a name in a model with a head; a bare model's file leaves it out."""
-HEADS = ("lm_head.", "cls.", "classifier.")
+HEADS = ("lm_head.", "cls.", "classifier.", "qa_outputs.")
 """Beginnings of names that have no prefix."""
 BUFFERS = re.compile(r"(.*\.)?(attn\.(masked_)?bias|position_ids|token_type_ids|rotary_emb\.inv_freq)")
 """Stored values that are no weights: masks and tables that every model builds for itself."""
@@ -107,6 +107,7 @@ _BERT = {
     "binary_head": "cls.seq_relationship",
     "multichoice_head": "classifier",
     "classification_head": "classifier",
+    "span_head": "qa_outputs",
     "attention_norm": "attention.ln",
     "attention.out": "attention.output.dense",
     "mlp_norm": "ln",

@@ -130,7 +130,7 @@ def _needs(kind: Kind, config: ModelConfig) -> list[tuple[bool, str]]:
             (not config.post_norm, "`post_norm=false`"),
             (config.qk_norm == (kind == "qwen3"), f"`qk_norm={str(kind == 'qwen3').lower()}`"),
             (biases.get(kind, not config.linear_bias and not config.qkv_bias), "other biases"),
-            (not config.pooler, "no pooler and no task head"),
+            (not (config.pooler or config.span_head), "no pooler and no task head"),
         ]
     common = [
         (
@@ -142,7 +142,11 @@ def _needs(kind: Kind, config: ModelConfig) -> list[tuple[bool, str]]:
         (not config.qk_norm, "`qk_norm=false`"),
     ]
     if kind == "gpt2":
-        return [*common, (not config.post_norm, "`post_norm=false`"), (not config.pooler, "no pooler and no task head")]
+        return [
+            *common,
+            (not config.post_norm, "`post_norm=false`"),
+            (not (config.pooler or config.span_head), "no pooler and no task head"),
+        ]
     return [
         *common,
         (config.post_norm == (kind == "bert"), f"`post_norm={str(kind == 'bert').lower()}`"),
@@ -153,8 +157,8 @@ def _needs(kind: Kind, config: ModelConfig) -> list[tuple[bool, str]]:
 
 
 def _heads(config: ModelConfig) -> str:
-    heads = {name: getattr(config, name) for name in ("lm_head", "pooler", "binary_head", "multichoice_head")}
-    held = [*(name for name, there in heads.items() if there), *(["classification_head"] if config.classes else [])]
+    names = ("lm_head", "pooler", "binary_head", "multichoice_head", "span_head")
+    held = [*(name for name in names if getattr(config, name)), *(["classification_head"] if config.classes else [])]
     return " + ".join(held) or "none"
 
 
@@ -167,6 +171,7 @@ def _bert_class(config: ModelConfig) -> str | None:
         "pooler + binary_head": "ForNextSentencePrediction",
         "pooler + multichoice_head": "ForMultipleChoice",
         "pooler + classification_head": "ForSequenceClassification",
+        "span_head": "ForQuestionAnswering",
     }.get(_heads(config))
 
 

@@ -56,6 +56,7 @@ def _ends(naming: Naming) -> dict[str, str]:
         "binary_head": "binary_head",
         "multichoice_head": "multichoice_head",
         "classification_head": "classification_head",
+        "span_head": "span_head",
     }
 
 

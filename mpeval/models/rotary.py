@@ -20,12 +20,19 @@ class Rotation(NamedTuple):
     interleaved: bool
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Rotate the first `width` features of x [batch, heads, time, head_dim]; leave the others alone."""
+        """Rotate the first `width` features of x [batch, heads, time, head_dim]; leave the others alone.
+
+        `cos` and `sin` are of the positions of `time`, the same or, [batch, 1, time, width], others in each sample.
+        """
         width = self.cos.shape[-1]
         turned, rest = x[..., :width], x[..., width:]
         cos, sin = self.cos.to(x.dtype), self.sin.to(x.dtype)
         turned = turned * cos + _quarter_turn(turned, self.interleaved) * sin
         return turned if not rest.shape[-1] else torch.cat([turned, rest], dim=-1)
+
+    def at(self, positions: Tensor) -> Rotation:
+        """Return the rotation of vectors at `positions` [batch, time] of the samples."""
+        return self._replace(cos=self.cos[positions].unsqueeze(1), sin=self.sin[positions].unsqueeze(1))
 
 
 def _quarter_turn(x: Tensor, interleaved: bool) -> Tensor:

@@ -43,9 +43,16 @@ class Pass(NamedTuple):
     causal: bool = True
     """Whether each position attends to itself and the positions before it only."""
 
+    def seen_from(self, places: Tensor, time: int) -> Pass:
+        """Return this for one query of each sequence, at `places` [batch, 1] of `time`: what it sees is in the mask."""
+        if not self.causal:
+            return self
+        past = (torch.arange(time, device=places.device) <= places)[:, None, None]
+        return self._replace(mask=past if self.mask is None else past & self.mask, causal=False)
+
 
 def pick(x: Tensor, at: Tensor | None) -> Tensor:
-    """Return rows `at` of x [batch, time, ...] flattened over batch and time; all of x, unflattened, without `at`."""
+    """Return the vectors [..., hidden] of x [batch, time, hidden] at flat positions `at` [...]; all without `at`."""
     return x if at is None else x.flatten(0, 1)[at]
 
 
@@ -86,6 +93,11 @@ class Embedding(nn.Module):
         return dropout(vectors, self.rate, streams)
 
 
+def _by_head(rows: Tensor) -> Tensor:
+    """Bring [batch, time, groups, heads of each, head_dim] into the order [batch, heads, time, head_dim]."""
+    return rows.flatten(2, 3).transpose(1, 2)
+
+
 class Attention(nn.Module):
     """Self-attention, causal or over all keys that are not padding; each rank computes heads / p of the heads."""
 
@@ -103,21 +115,46 @@ class Attention(nn.Module):
         self.out = RowLinear(mixed, config.hidden, axis=axis, bias=config.linear_bias, **factory)
 
     def forward(self, x: Tensor, run: Pass, at: Tensor | None = None) -> Tensor:
-        """Map [batch, time, hidden] to the same shape, or to [positions, hidden] at the flat positions `at`.
+        """Map [batch, time, hidden] to the same shape, or at flat positions `at` to [positions, hidden].
+
+        Where `at` is [batch, 1], one position of each sequence, only its query is computed: [batch, 1, hidden].
+        """
+        one = at is not None and at.ndim == 2
+        query, key, value = self._read_at(x, pick(x, at)) if one else self._read_all(x)
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
+        places = at % x.shape[1] if one and at is not None else None
+        if run.rotation is not None:
+            query = (run.rotation if places is None else run.rotation.at(places))(query)
+            key = run.rotation(key)
+        mixed = self._mix(query, key, value, run if places is None else run.seen_from(places, x.shape[1]))
+        mixed = mixed.transpose(1, 2).flatten(-2)  # of [batch, heads_local, time, head_dim]
+        result: Tensor = self.out(mixed if one else pick(mixed, at))
+        return result
+
+    def _read_all(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values [batch, heads_local, time, head_dim] of all positions, from one product.
 
         Rows of the QKV weight are, for each key-value head, its query heads, then its key, then its value: with as
         many key-value heads as query heads [heads, 3, head_dim].
         """
         rows = self.qkv(x).unflatten(-1, (self.groups_local, self.shared_by + 2, self.head_dim))
         query, key, value = rows.split([self.shared_by, 1, 1], dim=-2)
-        query, key, value = (part.flatten(2, 3).transpose(1, 2) for part in (query, key, value))
-        if self.query_norm is not None and self.key_norm is not None:
-            query, key = self.query_norm(query), self.key_norm(key)
-        if run.rotation is not None:
-            query, key = run.rotation(query), run.rotation(key)
-        mixed = self._mix(query, key, value, run)  # [batch, heads_local, time, head_dim]
-        result: Tensor = self.out(pick(mixed.transpose(1, 2).flatten(-2), at))
-        return result
+        return _by_head(query), _by_head(key), _by_head(value)
+
+    def _read_at(self, x: Tensor, readers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the same with queries of `readers` [batch, 1, hidden] only: [batch, heads_local, 1, head_dim]."""
+        parts, width = (self.groups_local, self.shared_by + 2, self.head_dim), x.shape[-1]
+        weight = self.qkv.weight.view(*parts, width)
+        bias = None if self.qkv.bias is None else self.qkv.bias.view(parts)
+
+        def read(vectors: Tensor, rows: slice) -> Tensor:
+            own = None if bias is None else bias[:, rows].flatten()
+            made = F.linear(vectors, weight[:, rows].reshape(-1, width), own)
+            return made.view(*vectors.shape[:2], self.groups_local, -1, self.head_dim)
+
+        key, value = torch.split(read(x, slice(self.shared_by, None)), 1, dim=-2)
+        return _by_head(read(readers, slice(self.shared_by))), _by_head(key), _by_head(value)
 
     def _mix(self, query: Tensor, key: Tensor, value: Tensor, run: Pass) -> Tensor:
         def mix(rate: float) -> Tensor:
@@ -186,7 +223,8 @@ class Block(nn.Module):
         """Map [batch, time, hidden], equal on all tensor ranks, to the same shape.
 
         With `at` (flat positions in batch x time), return only those, [positions, hidden]: of a last block, nothing
-        after the attention is computed for positions that nobody reads.
+        after the attention is computed for positions that nobody reads, and no query if `at` is [batch, 1], one
+        position of each sequence.
         """
         normed = self.attention_norm(x)
         mixed = self.attention(enter(normed, self.axis), run, at)
@@ -227,6 +265,8 @@ class Transformer(nn.Module):
             self.multichoice_head = Dense(config.hidden, 1, **factory)
         if config.classes:
             self.classification_head = Dense(config.hidden, config.classes, **factory)
+        if config.span_head:
+            self.span_head = Dense(config.hidden, 2, **factory)
 
     @property
     def output_table(self) -> Tensor:
@@ -275,15 +315,48 @@ class Transformer(nn.Module):
         return again
 
     def pooled(self, hidden: Tensor) -> Tensor:
-        """Return tanh(dense(first position)) of the final norm's output [batch, time, hidden], [batch, hidden]."""
+        """Return tanh(dense(first position)) of the final norm's output [batch, time, hidden], [batch, hidden].
+
+        Where only some positions were computed, `hidden` holds these: a GPT's first is then the last token.
+        """
         vectors: Tensor = self.pooler["dense"](hidden[:, 0])
         return vectors.tanh()
 
     def task_logits(self, pooled: Tensor) -> Tensor:
-        """Return the task head's logits of pooled vectors [batch, hidden], fp32.
+        """Return the task head's logits of pooled vectors [batch, hidden], fp32; in training these lose some elements.
 
         [batch, classes] of a classification head; [batch, 1], one score per option, of a multiple-choice head.
         """
         head = self.multichoice_head if self.config.multichoice_head else self.classification_head
-        logits: Tensor = head(pooled)
+        logits: Tensor = head(dropout(pooled, self.config.dropout, self.streams if self.training else None))
         return logits.float()
+
+    def head_logits(self, ids: Tensor, lengths: Tensor, firsts: Tensor) -> Tensor:
+        """Return the task head's logits of sequences padded on the right, fp32 and differentiable.
+
+        Args:
+            ids: [rows, time] int64.
+            lengths: [rows] int64, the real tokens of each, at least one; what follows changes nothing.
+            firsts: [rows] int64, how many of these are of the first type; those that follow are of the second.
+
+        Returns [rows, 1] of a multiple-choice head and [rows, classes] of a classification head, which read the
+        pooled first position of a BERT and last real one of a GPT; [rows, time, 2] of a span head, of which what it
+        says of padding means nothing.  Of the last block only what is read is computed.
+        """
+        assert self.config.task_head is not None, "the model has no task head"
+        places = torch.arange(ids.shape[1], device=ids.device)
+        bert, types, mask = self.config.family == "bert", None, None
+        if bert and self.config.tokentypes:
+            types = (places >= firsts[:, None]).long().clamp_(max=self.config.tokentypes - 1)
+        if bert and not (lengths == ids.shape[1]).all():
+            mask = (places < lengths[:, None])[:, None, None]
+        at = None
+        if not self.config.span_head:
+            starts = torch.arange(0, ids.numel(), ids.shape[1], device=ids.device)
+            at = (starts if bert else starts + lengths - 1)[:, None]
+        run = self.start(ids, mask, causal=not bert)
+        hidden = self.final_norm(self.blocks(self.embedding(ids, run.streams, types), run, at))
+        if self.config.span_head:
+            spans: Tensor = self.span_head(hidden)
+            return spans.float()
+        return self.task_logits(self.pooled(hidden))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -41,12 +41,14 @@ def _stream(seed: int, name: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
-@torch.no_grad()
-def draw_weights(model: Transformer, seed: int, into: Mapping[str, Tensor] | None = None) -> None:
-    """Fill a model with new weights, drawn full-size from `seed` and then cut for this rank.
+def draw_weights(model: Transformer, seed: int) -> None:
+    """Fill a model with new weights, drawn full-size from `seed` and then cut for this rank."""
+    fill_weights(model, lambda name: draw_full(model.config, name, seed), into=dict(model.named_parameters()))
 
-    With `into`, fill those tensors by parameter name: the float32 weights behind a model of another dtype.
-    """
+
+@torch.no_grad()
+def fill_weights(model: Transformer, weight: Callable[[str], Tensor], into: Mapping[str, Tensor]) -> None:
+    """Fill tensors, by parameter name, with this rank's parts of the full tensors that `weight` returns by name."""
     tp = model.group.tp
-    for name, parameter in (dict(model.named_parameters()) if into is None else into).items():
-        parameter.copy_(split(name, draw_full(model.config, name, seed), tp.ranks)[tp.rank])
+    for name, parameter in into.items():
+        parameter.copy_(split(name, weight(name), tp.ranks)[tp.rank])

@@ -42,7 +42,7 @@ LAYOUT: tuple[tuple[str, Cut], ...] = (
     (r"final_norm\.(weight|bias)", REPLICATED),
     (r"(lm_head|pooler)\.dense\.(weight|bias)", REPLICATED),
     (r"lm_head\.norm\.(weight|bias)", REPLICATED),
-    (r"(binary|multichoice|classification)_head\.(weight|bias)", REPLICATED),
+    (r"(binary|multichoice|classification|span)_head\.(weight|bias)", REPLICATED),
 )
 
 

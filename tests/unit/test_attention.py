@@ -21,6 +21,7 @@ RATE = 0.25
 def _small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make tiles so small that a head has many, the last of them cut short."""
     monkeypatch.setattr(attention, "ROWS", 4)
+    monkeypatch.setattr(attention, "PROBABILITIES", 40)
 
 
 def _inputs(time: int, width: int, heads: int = 4, groups: int = 2, dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -81,6 +82,40 @@ def test_values_and_gradients_are_those_of_the_same_dropped_probabilities(
     ours = torch.autograd.grad(found, inputs, upstream)
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_one_query_of_each_sequence_attends_to_all_keys(masked: bool) -> None:
+    time = 11
+    mask = _mask(time) if masked else None
+    query, key, value = _inputs(time, time)
+    inputs = [query[:, :, 4:5].detach().requires_grad_(), key, value]
+    eye = torch.eye(time).expand(2, key.shape[1], -1, -1)
+    used = _ours([inputs[0].detach(), key.detach(), eye], mask, False)
+    shares = _shares(inputs[0], key, mask, causal=False)
+    assert 0 < (used == 0).sum() < used.numel()
+    expected = shares * (used != 0) / (1 - RATE) @ value.repeat_interleave(2, dim=1)
+    found = _ours(inputs, mask, causal=False)
+    assert found.shape == (2, 4, 1, time)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    upstream = torch.randn(expected.shape, generator=torch.Generator().manual_seed(3))
+    ours, theirs = (torch.autograd.grad(made, inputs, upstream) for made in (found, expected))
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_keys_may_be_left_out_anywhere() -> None:
+    time = 11
+    mask = torch.rand(2, 1, 1, time, generator=torch.Generator().manual_seed(2)) < 0.5
+    assert not (mask[..., 1:] <= mask[..., :-1]).all()
+    inputs = _inputs(time, time)
+    kept = _dropped(inputs, mask, causal=False) != 0
+    shares = _shares(inputs[0], inputs[1], mask, causal=False) * kept / (1 - RATE)
+    expected, found = shares @ inputs[2].repeat_interleave(2, dim=1), _ours(inputs, mask, causal=False)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    ours, theirs = (torch.autograd.grad(made.square().sum(), inputs) for made in (found, expected))
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 @CASES
