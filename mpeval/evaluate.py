@@ -215,7 +215,7 @@ def evaluate(made: Plan, options: Options, group: Group, model: GPT | BERT | Non
     run_results = RunResults(
         created_at=now(),
         training=finetuned.training if finetuned else None,
-        checkpoint=_checkpoint_info(made.checkpoint, options.checkpoint, digest),
+        checkpoint=_checkpoint_info(made.checkpoint, options.checkpoint, digest, finetuned),
         tokenizer_digest=made.tokenizer.digest,
         layout=Layout(tp=group.tp.ranks, dp=group.dp.ranks),
         dtype=dtype,
@@ -343,10 +343,13 @@ def _result(task: Task, data: Data, samples: list[Sample], *, seconds: float, to
     )
 
 
-def _checkpoint_info(checkpoint: ShardedCheckpoint, given: Path, digest: str) -> CheckpointInfo:
+def _checkpoint_info(
+    checkpoint: ShardedCheckpoint, given: Path, digest: str, finetuned: Finetuned | None
+) -> CheckpointInfo:
     root = checkpoint.root.resolve()
+    one_of_several = finetuned is not None and root.name == f"seed-{finetuned.training.seed}"
     return CheckpointInfo(
-        name=root.name or str(given),
+        name=f"{root.parent.name}/{root.name}" if one_of_several else root.name or str(given),
         path=str(given),
         digest=digest,
         format=checkpoint.format,

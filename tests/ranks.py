@@ -89,10 +89,12 @@ def _wait(processes: Sequence[BaseProcess], folder: Path, timeout: float) -> Non
     while running := [process for process in processes if process.exitcode is None]:
         wait([process.sentinel for process in running], timeout=max(0.0, deadline - time.monotonic()))
         if any(process.exitcode for process in processes):
-            raise RankError(_cause(processes, folder))
+            break
         if time.monotonic() >= deadline:
             alive = [rank for rank, process in enumerate(processes) if process.exitcode is None]
             raise RankError(f"ranks {alive} of {len(processes)} were still running after {timeout:g} s")
+    if any(process.exitcode for process in processes):  # its exit code may come later than the end of its sentinel
+        raise RankError(_cause(processes, folder))
 
 
 def _cause(processes: Sequence[BaseProcess], folder: Path) -> str:

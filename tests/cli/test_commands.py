@@ -46,6 +46,7 @@ OPTIONS: dict[str, set[str]] = {
     "evaluate": {
         *("--task", "--tp", "--dp", "--dtype", "--device", "--data", "--tokenizer", "--limit", "--output", "--json"),
         *("--record", "--megatron-exact", "--allow-modified-data", "--batch-tokens", "--set", "--quiet", "--help"),
+        *("--split", "--from-predictions"),
     },
     "inspect": {"--json", "--set", "--tensors", "--scan", "--help"},
     "convert": {
@@ -61,6 +62,23 @@ OPTIONS: dict[str, set[str]] = {
         *("--data", "--tokenizer", "--output", "--tp", "--dp", "--set", "--keep", "--device", "--dry-run", "--json"),
         *("--tensorboard", "--quiet", "--help"),
     },
+    "finetune": {
+        *("--task", "--data", "--output", "--recipe", "--set", "--tp", "--dp", "--seeds", "--init-head", "--tokenizer"),
+        *("--device", "--record", "--allow-modified-data", "--quiet", "--help"),
+    },
+    "ensemble": {
+        *(
+            "--task",
+            "--split",
+            "--data",
+            "--output",
+            "--json",
+            "--record",
+            "--allow-modified-data",
+            "--quiet",
+            "--help",
+        ),
+    },
     "plot": {"--output", "--help"},
     "corpus": {"--help"},
     "corpus dedup": {
@@ -74,7 +92,7 @@ OPTIONS: dict[str, set[str]] = {
     "tasks": {"--help"},
     "tasks list": {"--json", "--help"},
     "tasks show": {"--json", "--help"},
-    "tasks check": {"--data", "--tokenizer", "--json", "--allow-modified-data", "--context", "--help"},
+    "tasks check": {"--data", "--split", "--tokenizer", "--json", "--allow-modified-data", "--context", "--help"},
     "leaderboard": {"--help"},
     "leaderboard show": {"--store", "--help"},
     "leaderboard publish": {"--store", "--output", "--help"},
@@ -309,6 +327,11 @@ def test_tasks_list_names_every_protocol_once(capsys: pytest.CaptureFixture[str]
     listed = json.loads(capsys.readouterr().out)
     assert listed == {
         "lambada": ["lambada/megatron-strict", "lambada/megatron-last-token", "lambada/lm-eval-openai"],
+        "mnli": ["mnli/megatron"],
+        "piqa": ["piqa/pair", "piqa/last-token", "piqa/lm-eval"],
+        "qqp": ["qqp/megatron"],
+        "race": ["race/megatron", "race/longest-context", "race/last-token", "race/likelihood"],
+        "squad": ["squad/v1", "squad/v2"],
         "wikitext103": ["wikitext103/megatron", "wikitext103/disjoint", "wikitext103/masked"],
     }
     assert run_here("tasks list") == 0
@@ -320,11 +343,12 @@ def test_tasks_list_names_every_protocol_once(capsys: pytest.CaptureFixture[str]
 def test_tasks_show_prints_the_card(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_here("tasks show lambada --json") == 0
     card = json.loads(capsys.readouterr().out)
-    assert card["published"]["rows"] == 5153
+    [split] = card["splits"]
+    assert split["published"]["rows"] == 5153
     assert run_here("tasks show lambada") == 0
     text = capsys.readouterr().out
-    assert card["published"]["sha256"] in text
-    assert card["hub"]["id"] in text
+    assert split["published"]["sha256"] in text
+    assert split["hub"]["id"] in text
     assert card["license"] in text
     assert "lambada/lm-eval-openai" in text
 
