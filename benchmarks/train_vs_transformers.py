@@ -191,8 +191,8 @@ def _built(study: Study, group: Group, output: Path) -> tuple[Run, Any]:
 class Contender:
     """Processes that take their steps together, whenever they are told to."""
 
-    def __init__(self, work: Any, study: Study, *arguments: tuple[Any, ...], threads: int) -> None:
-        """Start one process per tuple of further arguments."""
+    def __init__(self, work: Any, study: Any, *arguments: tuple[Any, ...], threads: int) -> None:
+        """Start one process of `work(study, pipe, *more)` per tuple of further arguments."""
         context = multiprocessing.get_context("spawn")
         self.pipes: list[Connection] = []
         self.processes: list[BaseProcess] = []

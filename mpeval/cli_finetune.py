@@ -99,7 +99,7 @@ def ensemble(
 
     Average:   mpeval ensemble RUN1 RUN2 RUN3 --task race --split test
     """
-    from mpeval import ensemble as averaging
+    from mpeval.predictions import ensemble as averaging
 
     averaging.run(
         averaging.Options(

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from mpeval.errors import DataError
-from mpeval.published import Published, digest_of, find
-from mpeval.questions import Parsed, Question, check_unique
-from mpeval.questions import digest_of as digest_of_questions
-from mpeval.questions_choice import parse_piqa, parse_race
-from mpeval.questions_hub import from_rows
-from mpeval.questions_pair import parse_tsv
-from mpeval.questions_span import parse_squad
+from mpeval.questions.choice import parse_piqa, parse_race
+from mpeval.questions.hub import from_rows
+from mpeval.questions.pair import parse_tsv
+from mpeval.questions.published import Published, digest_of, find
+from mpeval.questions.question import Parsed, Question, check_unique
+from mpeval.questions.question import digest_of as digest_of_questions
+from mpeval.questions.span import parse_squad
 from mpeval.tasks.cards import Card, HubSource, Split
 
 Parser = Callable[[Card, Split, Sequence[Published]], Parsed]

@@ -95,11 +95,10 @@ def run(options: Options) -> None:
 def _rescored(options: Options, path: Path) -> RunResults:
     """Score stored predictions again; the model is looked at only to see that they are its own."""
     from mpeval.parallel.group import Group
-    from mpeval.rescore import from_predictions
+    from mpeval.predictions.rescore import from_predictions
 
-    asked = {name: getattr(options, name) for name in _OF_A_MODEL}
-    for name, value in asked.items():
-        if value:
+    for name in _OF_A_MODEL:
+        if getattr(options, name):
             option = f"--{name.replace('_', '-')}"
             raise UsageError(f"`{option}` says nothing about stored predictions", f"leave out `{option}`")
     if len(options.tasks) > 1:

@@ -27,8 +27,8 @@ from mpeval.finetuned import (
 from mpeval.folders import write_atomically
 from mpeval.journal import RESULTS_FILE
 from mpeval.leaderboard import append, records_of
-from mpeval.members import read_results
 from mpeval.parallel.group import broadcast_object
+from mpeval.predictions.members import read_results
 from mpeval.recipe import Recipe
 from mpeval.results import RunResults, SeedSpread, TrainingInfo
 from mpeval.running import opening, saved_state, say_stopped, start, take_folder, train_shown

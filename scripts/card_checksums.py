@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mpeval.data import load_data
 from mpeval.errors import DataError
-from mpeval.questions import digest_of
+from mpeval.questions.question import digest_of
 from mpeval.tasks.cards import Card, Split, load_card
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from mpeval.corpus.words import BREAK, ngram_hashes, whole_ngrams, word_hashes
 from mpeval.data import Data
 from mpeval.errors import DataError
-from mpeval.questions import Question
+from mpeval.questions.question import Question
 from mpeval.tasks.cards import Card
 
 UNKNOWN = "<unk>"

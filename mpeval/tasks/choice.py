@@ -11,7 +11,7 @@ import numpy as np
 from mpeval.data import Data
 from mpeval.errors import DataError, UsageError
 from mpeval.items import Answered, Headed
-from mpeval.questions import Question
+from mpeval.questions.question import Question
 from mpeval.results import Metric
 from mpeval.tasks.base import Item, Sample
 from mpeval.tasks.cards import Card, Protocol

@@ -9,7 +9,7 @@ import numpy as np
 
 from mpeval.data import Data
 from mpeval.items import Likelihoods, Request, Scored
-from mpeval.questions import Question
+from mpeval.questions.question import Question
 from mpeval.results import Metric
 from mpeval.tasks.base import Item, Sample
 from mpeval.tasks.cards import Card, Protocol

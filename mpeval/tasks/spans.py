@@ -14,7 +14,7 @@ from mpeval.corpus.index_cache import cached
 from mpeval.data import Data
 from mpeval.errors import DataError, UsageError
 from mpeval.items import Answered, Headed
-from mpeval.questions import Question
+from mpeval.questions.question import Question
 from mpeval.results import Metric
 from mpeval.statistics import mean_metric
 from mpeval.tasks.base import Item, Sample

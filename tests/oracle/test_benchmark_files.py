@@ -17,7 +17,7 @@ import pytest
 
 from mpeval.data import Data, load_data
 from mpeval.errors import DataError
-from mpeval.questions import digest_of
+from mpeval.questions.question import digest_of
 from mpeval.tasks.cards import load_card
 
 RACE_QUESTIONS = {"train": (25_421, 62_445), "dev": (1_436, 3_451), "test": (1_436, 3_498)}

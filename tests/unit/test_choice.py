@@ -24,7 +24,7 @@ from mpeval.errors import DataError, UsageError
 from mpeval.items import Answered, Headed, Item, Likelihoods, Scored
 from mpeval.models.gpt import GPT
 from mpeval.models.weights import draw_weights
-from mpeval.questions import Question
+from mpeval.questions.question import Question
 from mpeval.scoring import score_any
 from mpeval.tasks.build import build_task
 from mpeval.tasks.cards import load_card

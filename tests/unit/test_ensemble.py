@@ -14,12 +14,12 @@ import pytest
 from evaluated import PROTOCOL, answers_to, change_line, line_of, race, write_evaluation, write_race
 from sklearn.metrics import accuracy_score
 
-from mpeval.ensemble import Options, run
 from mpeval.errors import DataError, MpevalError, OutputError, UsageError
 from mpeval.finetuned import Epoch, Finetuned, write_finetuned
 from mpeval.leaderboard import boards, read
-from mpeval.paired import compare, holm
-from mpeval.predictions import read_predictions
+from mpeval.predictions.ensemble import Options, run
+from mpeval.predictions.lines import read_predictions
+from mpeval.predictions.paired import compare, holm
 from mpeval.results import Metric, TrainingInfo
 
 PASSAGES = [("middle", 1, 4), ("middle", 2, 3), ("high", 1, 5), ("high", 2, 4), ("high", 3, 3)]
@@ -602,7 +602,7 @@ def test_an_ensemble_loads_no_torch(tmp_path: Path) -> None:
 
     runs = [str(path) for path in members(tmp_path, 2)]
     program = (
-        "import sys; from pathlib import Path; from mpeval.ensemble import Options, run\n"
+        "import sys; from pathlib import Path; from mpeval.predictions.ensemble import Options, run\n"
         "run(Options(runs=tuple(map(Path, sys.argv[1:])), task='race', quiet=True))\n"
         "print('torch' in sys.modules)"
     )

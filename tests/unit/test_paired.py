@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from mpeval.errors import DataError
-from mpeval.paired import compare, compare_all, holm, join
+from mpeval.predictions.paired import compare, compare_all, holm, join
 
 Lines = list[dict[str, Any]]
 

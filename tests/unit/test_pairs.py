@@ -15,7 +15,7 @@ from texts import WORDPIECES, write_wordpiece
 from mpeval.data import Data
 from mpeval.errors import DataError, UsageError
 from mpeval.items import Answered, Headed
-from mpeval.questions import Question
+from mpeval.questions.question import Question
 from mpeval.tasks.build import build_task
 from mpeval.tasks.cards import load_card
 from mpeval.tasks.pairs import Pairs

@@ -19,7 +19,7 @@ import pytest
 from mpeval.corpus.overlap import passages, table_of
 from mpeval.data import Data, load_data
 from mpeval.errors import DataError, UsageError
-from mpeval.questions import digest_of
+from mpeval.questions.question import digest_of
 from mpeval.tasks.cards import card_names, load_card
 
 SAMPLES = Path(__file__).resolve().parents[2] / "tasks" / "samples"
@@ -330,7 +330,7 @@ def test_a_hostile_or_damaged_archive_is_one_error(content: bytes, expected: str
 
 
 def test_an_archive_that_unpacks_without_end_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mpeval.archives.LONGEST", 3 << 20)
+    monkeypatch.setattr("mpeval.questions.archives.LONGEST", 3 << 20)
     files = {f"other/{number}": bytes(1 << 20) for number in range(5)}
     pack(tmp_path / "race_test.tar.xz", files, "w:xz")
     assert (tmp_path / "race_test.tar.xz").stat().st_size < 10_000

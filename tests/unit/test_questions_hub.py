@@ -12,7 +12,7 @@ import pytest
 
 from mpeval.data import Data, load_data
 from mpeval.errors import DataError
-from mpeval.questions import digest_of
+from mpeval.questions.question import digest_of
 from mpeval.tasks.cards import Card, load_card
 
 SAMPLES = Path(__file__).resolve().parents[2] / "tasks" / "samples"

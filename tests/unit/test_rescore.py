@@ -16,9 +16,9 @@ from sklearn.metrics import accuracy_score, f1_score
 from mpeval.data import Data
 from mpeval.errors import DataError, MpevalError, UsageError
 from mpeval.leaderboard import records_of
-from mpeval.predictions import Predicted, protocols_in, read_predictions
-from mpeval.questions import Question
-from mpeval.rescore import from_predictions, rescore
+from mpeval.predictions.lines import Predicted, protocols_in, read_predictions
+from mpeval.predictions.rescore import from_predictions, rescore
+from mpeval.questions.question import Question
 from mpeval.results import RunResults
 from mpeval.tasks.cards import load_card
 from mpeval.tasks.summary import summarise_choices
@@ -298,7 +298,7 @@ def test_no_file_is_an_error(tmp_path: Path) -> None:
 def test_scoring_again_loads_no_torch_and_no_tokenizer(tmp_path: Path) -> None:
     path = evaluation(tmp_path)
     program = (
-        "import sys; from pathlib import Path; from mpeval.rescore import from_predictions\n"
+        "import sys; from pathlib import Path; from mpeval.predictions.rescore import from_predictions\n"
         "from_predictions(Path(sys.argv[1]), 'race', data=Path(sys.argv[2]), allow_modified_data=True, name='x', "
         "command='')\n"
         "print(sorted({'torch', 'tokenizers', 'datasets', 'transformers'} & set(sys.modules)))"

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from mpeval.archives import LARGEST, LONGEST, members
 from mpeval.corpus.compressed import blocks
 from mpeval.errors import DataError, shown
+from mpeval.questions.archives import LARGEST, LONGEST, members
 from mpeval.tasks.cards import Card, Split
 
 ENDINGS = ("", ".gz", ".xz", ".zst")

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 from mpeval import __version__
 from mpeval.errors import DataError, UsageError
 from mpeval.journal import RESULTS_FILE
-from mpeval.members import read_results
-from mpeval.predictions import Predicted, Sample, choice_of, probabilities_of, protocols_in, read_predictions
+from mpeval.predictions.lines import Predicted, Sample, choice_of, probabilities_of, protocols_in, read_predictions
+from mpeval.predictions.members import read_results
 from mpeval.results import CheckpointInfo, DataInfo, Layout, Metric, Result, RunResults, now
 
 if TYPE_CHECKING:
     from mpeval.data import Data
-    from mpeval.questions import Question
+    from mpeval.questions.question import Question
     from mpeval.tasks.cards import Card, Protocol
 
 KINDS = ("choice", "pair", "span")

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from mpeval.errors import DataError, shown
-from mpeval.questions import LIKE_OTHERS, Parsed, Question, filled
-from mpeval.questions_choice import piqa_question, race_question
-from mpeval.questions_pair import pair
-from mpeval.questions_span import is_second, span_question
+from mpeval.questions.choice import piqa_question, race_question
+from mpeval.questions.pair import pair
+from mpeval.questions.question import LIKE_OTHERS, Parsed, Question, filled
+from mpeval.questions.span import is_second, span_question
 from mpeval.tasks.cards import Card, Split
 
 Row = Mapping[str, Any]

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mpeval.errors import DataError, shown
-from mpeval.published import Published
-from mpeval.questions import LIKE_OTHERS, Parsed, Question, Span, decoded, filled
+from mpeval.questions.published import Published
+from mpeval.questions.question import LIKE_OTHERS, Parsed, Question, Span, decoded, filled
 from mpeval.tasks.cards import Card, Split
 
 

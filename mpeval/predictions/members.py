@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from mpeval.errors import DataError, UsageError
 from mpeval.finetuned import EVALUATIONS, FILE, SEEDS_FILE, read_finetuned
 from mpeval.journal import RESULTS_FILE, RUN_FILE, SAMPLES_FILE
-from mpeval.predictions import Predicted, predictions_digest, read_predictions
+from mpeval.predictions.lines import Predicted, predictions_digest, read_predictions
 from mpeval.results import Result, RunResults
 from mpeval.tasks.cards import Card
 

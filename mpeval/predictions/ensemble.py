@@ -21,9 +21,9 @@ from mpeval.errors import DataError, OutputError, UsageError
 from mpeval.folders import unwritable, write_atomically
 from mpeval.journal import RESULTS_FILE, RUN_FILE, SAMPLES_FILE
 from mpeval.leaderboard import Record, append, check_store
-from mpeval.members import Member, Wanted, read_member
-from mpeval.paired import compare_all, join
-from mpeval.predictions import Sample, choice_of, probabilities_of
+from mpeval.predictions.lines import Sample, choice_of, probabilities_of
+from mpeval.predictions.members import Member, Wanted, read_member
+from mpeval.predictions.paired import compare_all, join
 from mpeval.results import CheckpointInfo, EnsembleMember, EnsembleResults, Layout, now
 from mpeval.tasks.cards import load_card
 
@@ -185,7 +185,7 @@ def _published(options: Options, wanted: Wanted, members: Sequence[Member], samp
         DataError: other data than the members saw, or questions without a prediction that no `--limit` explains.
     """
     from mpeval.data import load_data
-    from mpeval.rescore import check_questions
+    from mpeval.predictions.rescore import check_questions
 
     if options.data is None:
         return None
@@ -209,7 +209,7 @@ def _published(options: Options, wanted: Wanted, members: Sequence[Member], samp
 def _results(
     options: Options, members: Sequence[Member], samples: Sequence[Sample], data: Data | None
 ) -> EnsembleResults:
-    from mpeval.rescore import summarise
+    from mpeval.predictions.rescore import summarise
 
     card: Card = load_card(members[0].result.task)
     first = members[0].result
@@ -249,7 +249,7 @@ def _names(members: Sequence[Member]) -> list[str]:
 
 
 def _member(member: Member, name: str, card: Card) -> EnsembleMember:
-    from mpeval.rescore import summarise
+    from mpeval.predictions.rescore import summarise
 
     return EnsembleMember(
         name=name,

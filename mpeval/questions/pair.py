@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mpeval.errors import DataError, shown
-from mpeval.published import Published
-from mpeval.questions import LIKE_OTHERS, Parsed, Question
+from mpeval.questions.published import Published
+from mpeval.questions.question import LIKE_OTHERS, Parsed, Question
 from mpeval.tasks.cards import Card, Split
 
 NAMES = {

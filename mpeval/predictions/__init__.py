@@ -1,0 +1,1 @@
+"""What models have predicted, as stored: read, compared in pairs, averaged, scored again.  No torch."""

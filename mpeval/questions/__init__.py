@@ -1,0 +1,1 @@
+"""Questions of benchmarks, read from their published files, archives or a hub, and checked.  No torch."""
