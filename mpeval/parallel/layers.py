@@ -151,13 +151,15 @@ class VocabEmbedding(nn.Module):
         self.axis = axis
         local = -(-rows // axis.ranks)
         self.first = axis.rank * local
+        self.sparse = False
+        """Whether the weight's gradient is a sparse tensor of the rows looked up: what adds it up passes over few."""
         self.weight = new_parameter(local, hidden, **factory)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Map ids [...] int64 to vectors [..., hidden], equal on all ranks."""
         if self.axis.ranks == 1:
-            return F.embedding(ids, self.weight)
+            return F.embedding(ids, self.weight, sparse=self.sparse)
         local = ids - self.first
         foreign = (local < 0) | (local >= self.weight.shape[0])
-        vectors = F.embedding(local.masked_fill(foreign, 0), self.weight)
+        vectors = F.embedding(local.masked_fill(foreign, 0), self.weight, sparse=self.sparse)
         return leave(vectors.masked_fill(foreign.unsqueeze(-1), 0.0), self.axis)

@@ -121,6 +121,8 @@ def build_finetuning(
         return draw_full(config, name, training.seed) if name in drawn else stored.read(name)
 
     optimizer, progress = _optimizer(recipe, config, group, state, weight)
+    # a micro-batch reads few rows of the token table, and no output layer gives the others a gradient
+    optimizer.model.embedding.word.sparse = group.device.type == "cpu" and config.task_head is not None
 
     def cost(fed: Fed) -> tuple[float, float]:
         lengths = [int(length) for part in fed.micro for length in part["lengths"]]

@@ -300,7 +300,7 @@ def test_a_blend_trains_and_every_corpus_has_its_share(gpt: tuple[str, Path], tm
         (("lr=2e-3",), {}, "belongs to another run: its lr is `0.001`, this run's `0.002`"),
         (("steps=9",), {}, "its decay steps is `2`, this run's `9`"),
         (("seed=5",), {}, "its seed is `1234`, this run's `5`"),
-        (("layers=1",), {}, "holds another model than the recipe's"),
+        (("layers=1",), {}, "holds another model than this run's"),
         ((), {"data": "other"}, "its data is"),
     ],
 )
