@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpeval import __version__, launch
-from mpeval.checkpoint.args import UNKNOWN_VOCAB
 from mpeval.checkpoint.open import open_checkpoint
-from mpeval.checkpoint.sharded import ShardedCheckpoint, combine_digests
+from mpeval.checkpoint.sharded import ShardedCheckpoint
 from mpeval.data import Data, load_data
 from mpeval.errors import CheckpointError, UsageError
 from mpeval.finetuned import Finetuned, read_finetuned
@@ -26,11 +25,12 @@ from mpeval.items import Scored
 from mpeval.journal import Journal
 from mpeval.leaderboard import append, check_store, records_of
 from mpeval.parallel.group import broadcast_object, gather_objects
-from mpeval.results import CheckpointInfo, DataInfo, Layout, Result, RunResults, now
+from mpeval.provenance import checkpoint_info, digest_of, with_tokenizer
+from mpeval.results import DataInfo, Layout, Result, RunResults, now
 from mpeval.tasks.base import Item, Sample, Task
 from mpeval.tasks.build import build_task, check_head
 from mpeval.tasks.cards import select, select_fitting
-from mpeval.tokenizer import Tokenizer, check_fits, find_tokenizer
+from mpeval.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from mpeval.models.bert import BERT
@@ -154,14 +154,7 @@ def plan(options: Options, tp: int) -> Plan:
     chosen = select_fitting(names, checkpoint.config.family, f"`{options.checkpoint}` holds")
     for card, protocol in chosen:
         check_head(checkpoint.config, card, protocol, f"`{options.checkpoint}`")
-    unknown = checkpoint.config.origins.get("vocab") == UNKNOWN_VOCAB
-    tokenizer = find_tokenizer(options.tokenizer, [checkpoint.root, checkpoint.path, options.checkpoint])
-    config = checkpoint.config
-    # Hugging Face folders may have more rows than tokens; the tokenizer that lies among them is theirs all the same
-    own = checkpoint.format == "huggingface" and options.tokenizer is None
-    check_fits(tokenizer, vocab=None if unknown or own else config.vocab, padded_vocab=config.padded_vocab)
-    if unknown:
-        checkpoint = checkpoint.with_vocab(tokenizer.size, "tokenizer")
+    checkpoint, tokenizer = with_tokenizer(checkpoint, options.tokenizer, options.checkpoint)
     tasks: list[tuple[Task, Data]] = []
     loaded: dict[tuple[str, str], Data] = {}
     for card, protocol in chosen:
@@ -209,12 +202,11 @@ def evaluate(made: Plan, options: Options, group: Group, model: GPT | BERT | Non
             resumed = len(items) - len(todo)
             results.append(_result(task, data, samples, seconds=seconds, tokens=tokens, resumed=resumed))
     finetuned = read_finetuned(made.checkpoint.root)
-    if finetuned:
-        results = [_marked(result, finetuned) for result in results]
+    results = [_marked(result, finetuned) for result in results]
     run_results = RunResults(
         created_at=now(),
         training=finetuned.training if finetuned else None,
-        checkpoint=_checkpoint_info(made.checkpoint, options.checkpoint, digest, finetuned),
+        checkpoint=checkpoint_info(made.checkpoint, options.checkpoint, digest, finetuned),
         tokenizer_digest=made.tokenizer.digest,
         layout=Layout(tp=group.tp.ranks, dp=group.dp.ranks),
         dtype=dtype,
@@ -228,13 +220,6 @@ def evaluate(made: Plan, options: Options, group: Group, model: GPT | BERT | Non
     if journal:
         journal.finish(order, run_results.to_json())
     return run_results
-
-
-def digest_of(checkpoint: ShardedCheckpoint, group: Group) -> str:
-    """Digest the checkpoint, the tensors shared out over all ranks."""
-    mine = sorted(checkpoint.tensors)[group.world.rank :: group.world.ranks]
-    parts = gather_objects({name: checkpoint.tensor_digest(name) for name in mine}, group.world)
-    return combine_digests({name: digest for part in parts for name, digest in part.items()})
 
 
 def _identity(made: Plan, options: Options, digest: str, dtype: str) -> dict[str, Any]:
@@ -307,9 +292,9 @@ def _hand_over(parts: Sequence[Sequence[tuple[Sample, int]]], journal: Journal |
     advance(len(lines), sum(tokens for _, tokens in lines))
 
 
-def _marked(result: Result, run: Finetuned) -> Result:
+def _marked(result: Result, run: Finetuned | None) -> Result:
     """Say of a result by a head that was finetuned on another task which one that was."""
-    if result.task == run.task:
+    if run is None or result.task == run.task:
         return result
     return result.model_copy(update={"flags": [*result.flags, f"finetuned-on-{run.task}"]})
 
@@ -339,26 +324,6 @@ def _result(task: Task, data: Data, samples: list[Sample], *, seconds: float, to
         seconds=round(seconds, 3),
         tokens_per_second=round(tokens / seconds, 1) if seconds else None,
         items_resumed=resumed,
-    )
-
-
-def _checkpoint_info(
-    checkpoint: ShardedCheckpoint, given: Path, digest: str, finetuned: Finetuned | None
-) -> CheckpointInfo:
-    root = checkpoint.root.resolve()
-    one_of_several = finetuned is not None and root.name == f"seed-{finetuned.training.seed}"
-    return CheckpointInfo(
-        name=f"{root.parent.name}/{root.name}" if one_of_several else root.name or str(given),
-        path=str(given),
-        digest=digest,
-        format=checkpoint.format,
-        version=checkpoint.version,
-        iteration=checkpoint.iteration,
-        grid=checkpoint.grid,
-        parameters=checkpoint.config.parameters(),
-        gelu=checkpoint.config.gelu,
-        vocab=checkpoint.config.vocab,
-        padded_vocab=checkpoint.config.padded_vocab,
     )
 
 

@@ -29,6 +29,7 @@ from mpeval.journal import RESULTS_FILE
 from mpeval.leaderboard import append, records_of
 from mpeval.parallel.group import broadcast_object
 from mpeval.predictions.members import read_results
+from mpeval.provenance import digest_of
 from mpeval.recipe import Recipe
 from mpeval.results import RunResults, SeedSpread, TrainingInfo
 from mpeval.running import opening, saved_state, say_stopped, start, take_folder, train_shown
@@ -121,7 +122,7 @@ def finetune(made: Plan, folder: Path, options: Options, group: Group) -> Finetu
     found = read_finetuned(folder)
     if found is None or found.best is None:
         state = saved_state(folder, made.config)
-    digest = evaluate.digest_of(made.checkpoint, group)
+    digest = digest_of(made.checkpoint, group)
     barrier(group.world)  # every rank has looked at the output folder before the first one writes to it
     if group.world.rank == 0:
         take_folder(folder, recipe, made.tokenizer, _identity(made, digest))

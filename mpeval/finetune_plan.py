@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from mpeval.checkpoint.args import UNKNOWN_VOCAB
 from mpeval.checkpoint.open import open_checkpoint
 from mpeval.checkpoint.sharded import ShardedCheckpoint
 from mpeval.config import ModelConfig
@@ -15,11 +14,12 @@ from mpeval.errors import ConfigError, OutputError, UsageError
 from mpeval.finetune_recipe import FinetuneRecipe, default_recipe, find_finetune_recipe
 from mpeval.finetuned import SEEDS_FILE
 from mpeval.leaderboard import check_store
+from mpeval.provenance import with_tokenizer
 from mpeval.running import CACHE, check_output
 from mpeval.tasks.base import Task
 from mpeval.tasks.build import build_task
 from mpeval.tasks.cards import Card, Protocol, select_fitting
-from mpeval.tokenizer import Tokenizer, check_fits, find_tokenizer
+from mpeval.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,13 +75,8 @@ def plan(options: Options, tp: int, dp: int) -> Plan:
     _check_outputs(options)
     checkpoint = open_checkpoint(options.checkpoint)
     card, protocol = _chosen(options, checkpoint.config.family)
-    tokenizer = find_tokenizer(options.tokenizer, [checkpoint.root, checkpoint.path, options.checkpoint])
+    checkpoint, tokenizer = with_tokenizer(checkpoint, options.tokenizer, options.checkpoint)
     config = checkpoint.config
-    unknown = config.origins.get("vocab") == UNKNOWN_VOCAB
-    own = checkpoint.format == "huggingface" and options.tokenizer is None
-    check_fits(tokenizer, vocab=None if unknown or own else config.vocab, padded_vocab=config.padded_vocab)
-    if unknown:
-        checkpoint = checkpoint.with_vocab(tokenizer.size, "tokenizer")
     name = options.recipe or default_recipe(protocol.id.replace("/v2", "-v2").split("/")[0], config.parameters())
     recipe = find_finetune_recipe(name, options.settings)
     config, drawn = with_head(recipe.config(checkpoint.config), protocol, options)

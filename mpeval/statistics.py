@@ -91,7 +91,7 @@ def _wilson(share: float, n: int) -> tuple[float, float]:
     z = float(norm.ppf(0.5 + LEVEL / 2))
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)
     reach = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, middle - reach), min(1.0, middle + reach)
+    return min(share, max(0.0, middle - reach)), max(share, min(1.0, middle + reach))  # rounding may pass the share
 
 
 def f1_metric(targets: Sequence[int], predictions: Sequence[int], name: str = "f1") -> Metric:

@@ -499,7 +499,7 @@ MODELS = [
         spoil=bert(),
         code=2,
         error="`lambada/megatron-strict` scores a GPT, `tp1` holds a BERT",
-        hint="for a BERT there is `--task wikitext103/masked`",
+        hint="for a BERT there is `--task mnli/megatron`, ",
     ),
     Row(
         name="all of a task that has nothing for a BERT",
@@ -507,7 +507,7 @@ MODELS = [
         spoil=bert(),
         code=2,
         error="`lambada/all` scores a GPT, `tp1` holds a BERT",
-        hint="for a BERT there is `--task wikitext103/masked`",
+        hint="for a BERT there is `--task mnli/megatron`, ",
     ),
     Row(
         name="default protocol for a BERT",
