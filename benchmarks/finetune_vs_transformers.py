@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from train_vs_transformers import CORES, Contender
+from train_vs_transformers import CORES, Contender, train_in_turns
 
 from mpeval.checkpoint.open import open_checkpoint
 from mpeval.checkpoint.training import Progress, TrainingState
@@ -187,53 +187,24 @@ def collator(study: Study) -> Any:
 
 def trainer(study: Study, pipe: Connection, size: int, way: str) -> None:
     """Train with `transformers.Trainer`, `size` questions at a time, an optimizer step whenever it is its turn."""
-    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-
-    model = hugging_face(study)
+    model, training = hugging_face(study), study.recipe.training
     if way == "bfloat16 weights":
         model.to(torch.bfloat16)
-    training, begin = study.recipe.training, 0.0
-
-    class Turns(TrainerCallback):  # type: ignore[misc]
-        def on_log(self, *_: Any, logs: dict[str, float], **__: Any) -> None:
-            """End a step: the loss is logged after each, whatever else there is to do in it is done."""
-            nonlocal begin
-            if "loss" in logs:
-                pipe.send((time.perf_counter() - begin, logs["loss"], None))
-                pipe.recv()
-                begin = time.perf_counter()
-
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            output_dir=folder,
-            max_steps=len(study.items) // training.batch,
-            per_device_train_batch_size=size,
-            gradient_accumulation_steps=training.batch // size,
-            learning_rate=training.lr,
-            lr_scheduler_type="linear",
-            warmup_steps=training.warmup_steps,
-            weight_decay=training.weight_decay,
-            max_grad_norm=training.clip,
-            bf16=way == "autocast",
-            use_cpu=True,
-            dataloader_pin_memory=False,
-            train_sampling_strategy="sequential",
-            save_strategy="no",
-            report_to=[],
-            logging_steps=1,
-            disable_tqdm=True,
-        )
-        one = Trainer(
-            model=model,
-            args=arguments,
-            train_dataset=[features(item) for item in study.items],
-            data_collator=collator(study),
-            callbacks=[Turns()],
-        )
-        one.remove_callback(PrinterCallback)
-        pipe.recv()
-        begin = time.perf_counter()
-        one.train()
+    train_in_turns(
+        pipe,
+        model,
+        [features(item) for item in study.items],
+        collate=collator(study),
+        max_steps=len(study.items) // training.batch,
+        per_device_train_batch_size=size,
+        gradient_accumulation_steps=training.batch // size,
+        learning_rate=training.lr,
+        lr_scheduler_type="linear",
+        warmup_steps=training.warmup_steps,
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.clip,
+        bf16=way == "autocast",
+    )
 
 
 def built(study: Study, group: Group, output: Path, state: TrainingState | None = None) -> tuple[Run, Progress]:

@@ -19,7 +19,7 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -31,9 +31,10 @@ import torch
 
 from mpeval import launch
 from mpeval.checkpoint.open import open_checkpoint
+from mpeval.checkpoint.weights import StoredWeights
 from mpeval.estimate import flops_per_sequence
+from mpeval.models.weights import fill_weights
 from mpeval.parallel.group import Group
-from mpeval.parallel.layout import cut_of, split
 from mpeval.recipe import MODEL_NAMES, Recipe, Training
 from mpeval.train.build import build
 from mpeval.train.loop import Run, step
@@ -97,11 +98,30 @@ def hugging_face(family: str) -> Any:
 
 def trainer(study: Study, pipe: Connection) -> None:
     """Train with `transformers.Trainer`; each optimizer step waits for its turn and reports seconds and loss."""
-    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, logging
+    from transformers import logging
 
     logging.set_verbosity_error()
     model = hugging_face(study.family)
     samples = RandomSamples(study.family, model.config.vocab_size, study.steps)
+    train_in_turns(
+        pipe,
+        model,
+        [_for_transformers(study.family, samples[number]) for number in range(len(samples))],
+        max_steps=study.steps,
+        per_device_train_batch_size=BATCH,
+        learning_rate=1e-4,
+        lr_scheduler_type="constant",
+        weight_decay=0.01,
+        bf16=study.dtype == "bfloat16",
+    )
+
+
+def train_in_turns(
+    pipe: Connection, model: Any, samples: Sequence[Any], *, collate: Any = None, **settings: Any
+) -> None:
+    """Train by `transformers.Trainer` with `settings` of its own; each optimizer step waits for its turn."""
+    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
     begin = 0.0
 
     class Turns(TrainerCallback):  # type: ignore[misc]
@@ -116,12 +136,7 @@ def trainer(study: Study, pipe: Connection) -> None:
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,
-            max_steps=study.steps,
-            per_device_train_batch_size=BATCH,
-            learning_rate=1e-4,
-            lr_scheduler_type="constant",
-            weight_decay=0.01,
-            bf16=study.dtype == "bfloat16",
+            **settings,
             use_cpu=True,
             dataloader_pin_memory=False,
             train_sampling_strategy="sequential",
@@ -130,11 +145,10 @@ def trainer(study: Study, pipe: Connection) -> None:
             logging_steps=1,
             disable_tqdm=True,
         )
-        made = [_for_transformers(study.family, samples[number]) for number in range(len(samples))]
+        one = Trainer(model=model, args=arguments, train_dataset=samples, data_collator=collate, callbacks=[Turns()])
+        one.remove_callback(PrinterCallback)
         pipe.recv()
         begin = time.perf_counter()
-        one = Trainer(model=model, args=arguments, train_dataset=made, callbacks=[Turns()])
-        one.remove_callback(PrinterCallback)
         one.train()
 
 
@@ -178,12 +192,7 @@ def _built(study: Study, group: Group, output: Path) -> tuple[Run, Any]:
     config = recipe.config(opened.config.vocab, group.tp.ranks)
     samples = RandomSamples(study.family, config.vocab, study.steps)
     made, progress = build(recipe, config, group, train=samples, valid=None, state=None, output=output)
-    with torch.no_grad():
-        for name, master in made.optimizer.masters.items():
-            full = opened.tensor(name)[:].float()
-            if cut_of(name).vocab:
-                full = torch.cat([full, full.new_zeros(config.padded_vocab - len(full), *full.shape[1:])])
-            master.copy_(split(name, full, group.tp.ranks)[group.tp.rank])
+    fill_weights(made.model, StoredWeights(opened, config, "float32").read, into=made.optimizer.masters)
     made.optimizer.publish()
     return made, progress
 

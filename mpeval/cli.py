@@ -15,12 +15,15 @@ from mpeval.cli_options import (
     AllowOption,
     CheckpointArg,
     DataOption,
+    DeviceOption,
+    DpOption,
     JsonOption,
     RecordOption,
     SetOption,
     SplitOption,
     StoreOption,
     TokenizerOption,
+    TpOption,
     known,
 )
 from mpeval.errors import MpevalError
@@ -52,14 +55,12 @@ def top(
 def evaluate(
     checkpoint: CheckpointArg,
     task: Annotated[list[str], typer.Option("--task", help="Task, TASK/PROTOCOL or TASK/all; may be repeated.")],
-    tp: Annotated[
-        int | None, typer.Option("--tp", help="Tensor-parallel ranks (any size, whatever the file's).")
-    ] = None,
-    dp: Annotated[int | None, typer.Option("--dp", help="Data-parallel ranks.")] = None,
+    tp: TpOption = None,
+    dp: DpOption = None,
     dtype: Annotated[
         str | None, typer.Option("--dtype", help="float32, bfloat16 or float16 (default: the file's).")
     ] = None,
-    device: Annotated[str, typer.Option("--device", help="cpu, cuda or auto.")] = "auto",
+    device: DeviceOption = "auto",
     data: DataOption = None,
     tokenizer: TokenizerOption = None,
     split: SplitOption = None,

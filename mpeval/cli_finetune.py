@@ -13,10 +13,13 @@ from mpeval.cli_options import (
     AllowOption,
     CheckpointArg,
     DataOption,
+    DeviceOption,
+    DpOption,
     JsonOption,
     RecordOption,
     SplitOption,
     TokenizerOption,
+    TpOption,
     known,
 )
 
@@ -34,16 +37,14 @@ def finetune(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Change a value of the recipe, e.g. epochs=1 or lr=2e-5.")
     ] = None,
-    tp: Annotated[
-        int | None, typer.Option("--tp", help="Tensor-parallel ranks (any size, whatever the file's).")
-    ] = None,
-    dp: Annotated[int | None, typer.Option("--dp", help="Data-parallel ranks.")] = None,
+    tp: TpOption = None,
+    dp: DpOption = None,
     seeds: Annotated[int, typer.Option("--seeds", help="Runs from so many seeds; the dev median is reported.")] = 1,
     init_head: Annotated[
         bool, typer.Option("--init-head", help="Draw a new task head, in the place of one that is there.")
     ] = False,
     tokenizer: TokenizerOption = None,
-    device: Annotated[str, typer.Option("--device", help="cpu, cuda or auto.")] = "auto",
+    device: DeviceOption = "auto",
     record: RecordOption = None,
     allow_modified_data: AllowOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print no progress and no summary.")] = False,

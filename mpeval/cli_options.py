@@ -19,6 +19,9 @@ SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="Configuration value the file lacks, e.g. heads=16 or gelu=tanh.")
 ]
 StoreOption = Annotated[Path | None, typer.Option("--store", help="Records file (default: the project's own).")]
+TpOption = Annotated[int | None, typer.Option("--tp", help="Tensor-parallel ranks (any size, whatever the file's).")]
+DpOption = Annotated[int | None, typer.Option("--dp", help="Data-parallel ranks.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda or auto.")]
 RecordOption = Annotated[Path | None, typer.Option("--record", help="Leaderboard file to append the results to.")]
 SplitOption = Annotated[
     str | None, typer.Option("--split", help="Set of the benchmark, such as dev (default: the usual one).")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mpeval.cli_options import JsonOption, TokenizerOption, known
+from mpeval.cli_options import DeviceOption, DpOption, JsonOption, TokenizerOption, known
 
 
 def pretrain(
@@ -25,12 +25,12 @@ def pretrain(
         Path | None, typer.Option("--output", help="Folder for checkpoints and metrics; run again with it to resume.")
     ] = None,
     tp: Annotated[int | None, typer.Option("--tp", help="Tensor-parallel ranks.")] = None,
-    dp: Annotated[int | None, typer.Option("--dp", help="Data-parallel ranks.")] = None,
+    dp: DpOption = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Change a value of the recipe, e.g. steps=20 or lr=1e-4.")
     ] = None,
     keep: Annotated[int, typer.Option("--keep", help="Checkpoints to keep, the newest (0: all).")] = 0,
-    device: Annotated[str, typer.Option("--device", help="cpu, cuda or auto.")] = "auto",
+    device: DeviceOption = "auto",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print parameters, memory, FLOPs and communication; train nothing.")
     ] = False,

@@ -335,7 +335,7 @@ def _device_name(group: Group) -> str:
 
 def _publish(results: RunResults, options: Options) -> None:
     """Print the results, and append them to a leaderboard if asked to."""
-    from mpeval.report import line, results_table
+    from mpeval.report import line, recorded, results_table
 
     if options.json:
         sys.stdout.write(results.to_json())
@@ -343,7 +343,6 @@ def _publish(results: RunResults, options: Options) -> None:
     if not options.quiet:
         results_table(results, stderr=options.json)
     if options.record:
-        added = append(options.record, records_of(results))
-        line(f"{added} record{'s' * (added != 1)} added to {options.record}", stderr=options.json)
+        recorded(append(options.record, records_of(results)), options.record, stderr=options.json)
     if options.output and not options.quiet:
         line(f"results and samples are in {options.output}", stderr=options.json)

@@ -77,7 +77,7 @@ def plan(options: Options, tp: int, dp: int) -> Plan:
     card, protocol = _chosen(options, checkpoint.config.family)
     checkpoint, tokenizer = with_tokenizer(checkpoint, options.tokenizer, options.checkpoint)
     config = checkpoint.config
-    name = options.recipe or default_recipe(protocol.id.replace("/v2", "-v2").split("/")[0], config.parameters())
+    name = options.recipe or default_recipe(protocol.id, config.parameters())
     recipe = find_finetune_recipe(name, options.settings)
     config, drawn = with_head(recipe.config(checkpoint.config), protocol, options)
     config.check_ranks(tp)

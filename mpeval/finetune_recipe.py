@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from mpeval.config import ModelConfig
-from mpeval.errors import ConfigError, UsageError, suggest
-from mpeval.recipe import MODEL_NAMES, Recipe, Training, checked, parsed, read_tables
+from mpeval.errors import ConfigError
+from mpeval.recipe import (
+    MODEL_NAMES,
+    TRAINING_NAMES,
+    Recipe,
+    Training,
+    checked,
+    names_in,
+    parsed,
+    read_tables,
+    recipe_file,
+)
 
 NOT_USED = frozenset(
     {"micro_batch", "sequence", "split", "mask_share", "mask_ngrams", "short_share", "evaluate_every"}
@@ -42,7 +52,7 @@ class FinetuneRecipe:
     def seeded(self, offset: int) -> FinetuneRecipe:
         """Return the recipe with the seed that comes `offset` after its own."""
         seed = int(self.training.get("seed", Training.seed)) + offset
-        return FinetuneRecipe(**{**vars(self), "training": {**self.training, "seed": seed}})
+        return replace(self, training={**self.training, "seed": seed})
 
     def config(self, pretrained: ModelConfig) -> ModelConfig:
         """Return the pretrained model with this recipe's dropout.
@@ -88,16 +98,18 @@ SETTINGS = tuple(name for name in _TYPES if name not in NOT_USED and (name not i
 
 def finetune_recipe_names() -> list[str]:
     """Return the names of the finetuning recipes that come with the package."""
-    return sorted(path.stem for path in _folder().glob("*.toml"))
+    return names_in(_folder())
 
 
 def _folder() -> Path:
     return Path(__file__).resolve().parent / "recipes" / "finetune"
 
 
-def default_recipe(task: str, parameters: int) -> str:
-    """Return the name of the recipe for a task and a model of so many parameters."""
-    return next(f"{task}-{name}" for most, name in SIZES if parameters < most)
+def default_recipe(protocol: str, parameters: int) -> str:
+    """Return the name of the recipe for a model of so many parameters: the protocol's own, or its task's."""
+    size = next(name for most, name in SIZES if parameters < most)
+    own = f"{protocol.replace('/', '-')}-{size}"
+    return own if own in finetune_recipe_names() else f"{protocol.partition('/')[0]}-{size}"
 
 
 def find_finetune_recipe(name: str, settings: Iterable[str] = ()) -> FinetuneRecipe:
@@ -107,20 +119,13 @@ def find_finetune_recipe(name: str, settings: Iterable[str] = ()) -> FinetuneRec
         UsageError: no such recipe.
         ConfigError: an unknown or impossible setting.
     """
-    path, names = Path(name), finetune_recipe_names()
-    if name in names:
-        path = _folder() / f"{name}.toml"
-    elif path.suffix != ".toml":
-        raise UsageError(f"no finetuning recipe `{name}`", f"{suggest(name, names)} (or the path of a TOML file)")
-    if not path.is_file():
-        raise UsageError(f"no such recipe: `{path}` does not exist", f"recipes: {', '.join(names)}")
-    recipe = _read(path)
+    recipe = _read(recipe_file(name, _folder(), "finetuning recipe"))
     changes = parsed(settings, {key: _TYPES[key] for key in SETTINGS})
     return _made({**_flat(recipe), **changes}, recipe.name, recipe.description, "`--set`") if changes else recipe
 
 
 def _read(path: Path) -> FinetuneRecipe:
-    raw = read_tables(path, MODEL_NAMES, [item.name for item in fields(Training)] + list(_OWN))
+    raw = read_tables(path, MODEL_NAMES, [*TRAINING_NAMES, *_OWN])
     where = f"the recipe `{path}`"
     values = {key: checked(key, value, where, _TYPES) for key, value in {**raw["model"], **raw["training"]}.items()}
     if values.get("steps") and "warmup_share" not in values:  # a run's own recipe says it in steps
@@ -137,7 +142,6 @@ def _flat(recipe: FinetuneRecipe) -> dict[str, Any]:
 
 
 def _made(values: Mapping[str, Any], name: str, description: str, where: str) -> FinetuneRecipe:
-    training_names = {item.name for item in fields(Training)}
     missing = [key for key in ("batch", "lr") if key not in values]
     missing += [] if values.get("epochs") or values.get("steps") else ["epochs"]
     if missing:
@@ -153,7 +157,7 @@ def _made(values: Mapping[str, Any], name: str, description: str, where: str) ->
         description=description,
         **{key: values[key] for key in _OWN if key in values},
         model={key: values[key] for key in MODEL_NAMES if key in values},
-        training={key: values[key] for key in values if key in training_names},
+        training={key: values[key] for key in values if key in TRAINING_NAMES},
     )
     Training(**{**recipe.training, "steps": max(1, int(recipe.training.get("steps", 0)))})  # refuses what cannot be
     return recipe

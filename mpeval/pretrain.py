@@ -19,7 +19,7 @@ from mpeval.corpus.indexed import IndexedDataset
 from mpeval.corpus.samples import Part, Samples, SpecialIds, open_samples
 from mpeval.errors import UsageError
 from mpeval.recipe import Recipe, find_recipe
-from mpeval.running import opening, saved_state, say_stopped, start, take_folder, train_shown
+from mpeval.running import CACHE, opening, saved_state, say_stopped, start, take_folder, train_shown
 from mpeval.tokenizer import Tokenizer, find_tokenizer
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def _samples(made: Plan) -> tuple[Samples, Samples | None]:
     """Open the training samples of the whole run and the validation samples, if they are evaluated."""
     training, family = made.recipe.training, made.recipe.family
     folder = made.corpora[0][1].prefix.parent
-    cache = folder / "index-cache" if os.access(folder, os.W_OK) else made.output / "index-cache"
+    cache = (folder if os.access(folder, os.W_OK) else made.output) / CACHE
 
     def part(name: Part, samples: int) -> Samples:
         return open_samples(

@@ -184,7 +184,7 @@ class Recipe:
 
 def recipe_names() -> list[str]:
     """Return the names of the recipes that come with the package."""
-    return sorted(path.stem for path in _folder().glob("*.toml"))
+    return names_in(_folder())
 
 
 def _folder() -> Path:
@@ -198,19 +198,33 @@ def find_recipe(name: str, settings: Iterable[str] = ()) -> Recipe:
         UsageError: no such recipe.
         ConfigError: an unknown or impossible setting.
     """
-    path = Path(name)
-    if name in recipe_names():
-        path = _folder() / f"{name}.toml"
+    return changed(read_recipe(recipe_file(name, _folder(), "recipe")), settings)
+
+
+def recipe_file(name: str, folder: Path, kind: str) -> Path:
+    """Return the file of a recipe: `name` is that of one in `folder`, or the path of a TOML file.
+
+    Raises:
+        UsageError: there is no such `kind` of recipe.
+    """
+    path, names = Path(name), names_in(folder)
+    if name in names:
+        path = folder / f"{name}.toml"
     elif path.suffix != ".toml":
-        raise UsageError(f"no recipe `{name}`", f"{suggest(name, recipe_names())} (or the path of a TOML file)")
+        raise UsageError(f"no {kind} `{name}`", f"{suggest(name, names)} (or the path of a TOML file)")
     if not path.is_file():
-        raise UsageError(f"no such recipe: `{path}` does not exist", f"recipes: {', '.join(recipe_names())}")
-    return changed(read_recipe(path), settings)
+        raise UsageError(f"no such recipe: `{path}` does not exist", f"recipes: {', '.join(names)}")
+    return path
+
+
+def names_in(folder: Path) -> list[str]:
+    """Return the names of the recipes in a folder."""
+    return sorted(path.stem for path in folder.glob("*.toml"))
 
 
 def read_recipe(path: Path) -> Recipe:
     """Read a recipe's file; unknown keys are errors that suggest the nearest known one."""
-    raw = read_tables(path, MODEL_NAMES, _TRAINING)
+    raw = read_tables(path, MODEL_NAMES, TRAINING_NAMES)
     values = {**raw["model"], **raw["training"]}
     typed = {name: checked(name, value, f"the recipe `{path}`") for name, value in values.items()}
     return _made(str(raw.get("name", path.stem)), str(raw.get("description", "")), typed, str(path))
@@ -263,7 +277,7 @@ def _made(name: str, description: str, values: Mapping[str, Any], where: str) ->
         model = {**BERT, **model}
     if not model.get("swiglu"):
         model.setdefault("gelu", "tanh")
-    training = Training(**{key: values[key] for key in _TRAINING if key in values})
+    training = Training(**{key: values[key] for key in TRAINING_NAMES if key in values})
     recipe = Recipe(name=name, description=description, model=model, training=training)
     recipe.config(vocab=max(2, int(training.vocab_divisor)))
     return recipe
@@ -272,7 +286,7 @@ def _made(name: str, description: str, values: Mapping[str, Any], where: str) ->
 BERT: dict[str, Any] = {"tokentypes": 2, "lm_head": True, "pooler": True, "binary_head": True}
 """What a BERT's recipe need not say: token types and both pretraining heads."""
 _TYPES = {item.name: str(item.type) for item in fields(ModelConfig) if item.name in MODEL_NAMES}
-_TRAINING = tuple(item.name for item in fields(Training))
+TRAINING_NAMES = tuple(item.name for item in fields(Training))
 _TYPES |= {item.name: str(item.type) for item in fields(Training)}
 
 

@@ -88,6 +88,11 @@ def line(text: str, *, stderr: bool = False) -> None:
     _console(stderr).print(Text(text), soft_wrap=True)
 
 
+def recorded(added: int, store: object, *, stderr: bool = False) -> None:
+    """Say how many records a leaderboard file has got."""
+    line(f"{added} record{'s' * (added != 1)} added to {store}", stderr=stderr)
+
+
 def _console(stderr: bool) -> Console:
     console = Console(stderr=stderr)
     stream = sys.stderr if stderr else sys.stdout

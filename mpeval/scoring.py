@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from mpeval.errors import CheckpointError, DataError
-from mpeval.heads import score_headed
+from mpeval.heads import padded, score_headed
 from mpeval.items import AnyRequest, AnyScore, Headed, Likelihoods, Masked, Request, Response, Scored
 from mpeval.models.bert import BERT
 from mpeval.models.gpt import GPT
@@ -109,15 +109,13 @@ def score_likelihoods(
 def score_batch(model: GPT, requests: Sequence[Request], *, megatron_exact: bool = False) -> list[Scored]:
     """Score requests in one forward pass, shorter ones padded on the right (causal: padding changes nothing)."""
     rows = [_fit(request, model.config.context) for request in requests]
-    ids = np.zeros((len(rows), max(len(row) - 1 for row, _ in rows)), dtype=np.int64)
+    device = model.group.device
+    ids, _ = padded([row[:-1] for row, _ in rows], device)
     places: list[np.ndarray] = []
     for number, ((row, _), request) in enumerate(zip(rows, requests, strict=True)):
-        ids[number, : len(row) - 1] = row[:-1]
         first = number * ids.shape[1] + len(row) - 1 - len(request.target)
         places.append(np.arange(first, first + len(request.target)))
-    device = model.group.device
-    at = torch.from_numpy(np.concatenate(places)).to(device)
-    hidden = model.hidden(torch.from_numpy(ids).to(device), at)
+    hidden = model.hidden(ids, torch.from_numpy(np.concatenate(places)).to(device))
     targets = torch.from_numpy(np.concatenate([np.asarray(request.target, dtype=np.int64) for request in requests]))
     vocab = _scored_vocab(model, megatron_exact)
     scores = _score_positions(model, lambda part: model.local_logits(part, vocab), hidden, targets.to(device))
@@ -136,17 +134,13 @@ def score_masked(model: BERT, requests: Sequence[Masked], *, megatron_exact: boo
     """
     for request in requests:
         _check_masked(request, model.config.context)
-    ids = np.zeros((len(requests), max(request.inputs for request in requests)), dtype=np.int64)
-    real = np.zeros(ids.shape, dtype=bool)
-    for number, request in enumerate(requests):
-        ids[number, : request.inputs] = request.ids
-        real[number, : request.inputs] = True
     device = model.group.device
+    ids, lengths = padded([request.ids for request in requests], device)
     places = np.concatenate([number * ids.shape[1] + request.at for number, request in enumerate(requests)])
     targets = np.concatenate([request.target for request in requests])
     hidden = model.encode(
-        torch.from_numpy(ids).to(device),
-        padding_mask=torch.from_numpy(real).to(device),
+        ids,
+        padding_mask=torch.arange(ids.shape[1], device=device) < lengths[:, None],
         at=torch.from_numpy(places).to(device),
     )
     vocab = _scored_vocab(model, megatron_exact)

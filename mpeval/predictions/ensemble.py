@@ -333,7 +333,7 @@ def _digest(digests: Sequence[str]) -> str:
 
 def _publish(results: EnsembleResults, members: Sequence[Member], options: Options) -> None:
     """Print the results, and append them to a leaderboard if asked to."""
-    from mpeval.report import ensemble_tables, line
+    from mpeval.report import ensemble_tables, line, recorded
 
     if options.json:
         sys.stdout.write(results.to_json())
@@ -341,7 +341,6 @@ def _publish(results: EnsembleResults, members: Sequence[Member], options: Optio
     if not options.quiet:
         ensemble_tables(results, stderr=options.json)
     if options.record:
-        added = append(options.record, [record_of(results, members)])
-        line(f"{added} record{'s' * (added != 1)} added to {options.record}", stderr=options.json)
+        recorded(append(options.record, [record_of(results, members)]), options.record, stderr=options.json)
     if options.output and not options.quiet:
         line(f"results and samples are in {options.output}", stderr=options.json)

@@ -129,7 +129,7 @@ class _PairChoices(Choices):
     def prepare(self, tokenizer: Tokenizer, context: int) -> None:
         """Tokenize contexts, each different one once, and what is asked of them."""
         self.longest = self.limit(context)
-        if self.longest < LONGEST and self.limit(LONGEST) == LONGEST:
+        if self.longest < LONGEST:
             self.flags = (*self.flags, f"window-{self.longest}")
         self.packer = Packer.of(tokenizer, self.longest)
         texts, self.context_of = numbered([question.context for question in self.questions])

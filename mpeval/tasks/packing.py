@@ -10,7 +10,7 @@ from typing import overload
 
 import numpy as np
 
-from mpeval.corpus.index_cache import cached
+from mpeval.corpus.index_cache import Arrays, cached
 from mpeval.tasks.base import Item
 from mpeval.tokenizer import Tokenizer
 
@@ -53,10 +53,6 @@ class Ragged:
 
 def encode_all(tokenizer: Tokenizer, texts: Sequence[str]) -> Ragged:
     """Return the ids of many texts, tokenized in parallel, or as they lie in the tokenizer's cache by content."""
-    digest = hashlib.sha256()
-    for text in texts:
-        raw = text.encode()
-        digest.update(len(raw).to_bytes(8, "little") + raw)
 
     def build() -> dict[str, np.ndarray]:
         parts: list[np.ndarray] = []
@@ -67,8 +63,17 @@ def encode_all(tokenizer: Tokenizer, texts: Sequence[str]) -> Ragged:
             lengths[begin + 1 : begin + 1 + len(rows)] = [len(row) for row in rows]
         return {"flat": np.concatenate([*parts, np.zeros(0, np.int32)]), "ends": lengths.cumsum()}
 
-    found = cached(tokenizer.cache, "ids", {"tokenizer": tokenizer.digest, "texts": digest.hexdigest()}, build)
+    found = cached_of(tokenizer, texts, "ids", build)
     return Ragged(found["flat"], found["ends"])
+
+
+def cached_of(tokenizer: Tokenizer, texts: Sequence[str], name: str, build: Callable[[], Arrays]) -> Arrays:
+    """Return what `build` makes of texts, or what lies under `name` and their content in the tokenizer's cache."""
+    digest = hashlib.sha256()
+    for text in texts:
+        raw = text.encode()
+        digest.update(len(raw).to_bytes(8, "little") + raw)
+    return cached(tokenizer.cache, name, {"tokenizer": tokenizer.digest, "texts": digest.hexdigest()}, build)
 
 
 def numbered(texts: Sequence[str]) -> tuple[list[str], list[int]]:

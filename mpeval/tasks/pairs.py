@@ -14,7 +14,7 @@ from mpeval.results import Metric
 from mpeval.statistics import f1_metric
 from mpeval.tasks.base import Item, Sample
 from mpeval.tasks.cards import Card, Protocol
-from mpeval.tasks.choice import labelled, shares
+from mpeval.tasks.choice import choice_line, labelled, shares
 from mpeval.tasks.packing import LONGEST, Items, Packer, clean, encode_all, numbered
 from mpeval.tasks.summary import summarise_choices
 from mpeval.tokenizer import Tokenizer
@@ -68,18 +68,9 @@ class Pairs:
     def judge(self, item: Item, scored: Answered) -> Sample:
         """Record the probability of every class: the softmax of the head's outputs; the first of equals is chosen."""
         question = self.questions[self.places[item.id]]
-        probabilities = shares(scored.logits[0])
-        prediction = int(np.argmax(probabilities))
-        return {
-            "task": self.protocol.id,
-            "id": question.uid,
-            "group": question.group,
-            "target": question.answer,
-            "prediction": prediction,
-            "probabilities": probabilities,
-            "correct": prediction == question.answer,
-            "tokens": item.request.inputs,
-        }
+        line = choice_line(self.protocol, question, shares(scored.logits[0]), tokens=item.request.inputs)
+        del line["passage"]  # no two pairs share one
+        return line
 
     def summarise(self, samples: Sequence[Sample]) -> tuple[list[Metric], int, int | None]:
         """Accuracy over pairs, and F1 of class 1 where there are two classes."""

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from mpeval.corpus.index_cache import cached
 from mpeval.data import Data
 from mpeval.errors import DataError, UsageError
 from mpeval.items import Answered, Headed
@@ -19,7 +16,7 @@ from mpeval.results import Metric
 from mpeval.statistics import mean_metric
 from mpeval.tasks.base import Item, Sample
 from mpeval.tasks.cards import Card, Protocol
-from mpeval.tasks.packing import Items, Packer, Ragged, encode_all, numbered
+from mpeval.tasks.packing import Items, Packer, Ragged, cached_of, encode_all, numbered
 from mpeval.tasks.squad_metrics import SCORES
 from mpeval.tokenizer import Tokenizer
 
@@ -63,8 +60,7 @@ class Paragraphs:
             ends = np.cumsum([0, *(row.shape[1] for row in made)], dtype=np.int64)
             return {"flat": np.concatenate([np.zeros((3, 0), np.int32), *made], axis=1), "ends": ends}
 
-        digest = hashlib.sha256(json.dumps(texts).encode()).hexdigest()
-        found = cached(tokenizer.cache, "offsets", {"tokenizer": tokenizer.digest, "texts": digest}, build)
+        found = cached_of(tokenizer, texts, "offsets", build)
         ids, begins, stops = (Ragged(flat, found["ends"]) for flat in found["flat"])
         return cls(ids=ids, begins=begins, stops=stops)
 
