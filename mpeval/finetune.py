@@ -5,6 +5,7 @@ The path of one step: `cli_finetune.finetune` -> `finetune.run` -> `loop.fit` ->
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -62,11 +63,12 @@ def finetune_seeds(made: Plan, options: Options, group: Group) -> None:
     talks = group.world.rank == 0 and not options.quiet
     if talks:
         line(_begins(made, options), stderr=True)
+    digest = digest_of(made.checkpoint, group)
     runs: dict[Path, Finetuned] = {}
     for offset in range(options.seeds):
         recipe = made.recipe.seeded(offset)
         folder = options.output / f"seed-{recipe.training['seed']}" if options.seeds > 1 else options.output
-        finished = finetune(replace(made, recipe=recipe), folder, options, group)
+        finished = finetune(replace(made, recipe=recipe), digest, folder, options, group)
         if finished is None:
             return
         runs[folder] = finished
@@ -74,7 +76,7 @@ def finetune_seeds(made: Plan, options: Options, group: Group) -> None:
     chosen = next(folder for folder, run in runs.items() if run.training.seed == seeds.chosen)
     test = _test_results(made, chosen, options, group) if options.seeds > 1 else None
     if group.world.rank == 0:
-        results = [_kept_results(run, folder) for folder, run in runs.items()]
+        results = [_results_in(folder / EVALUATIONS / run.dev_split) for folder, run in runs.items()]
         if options.seeds > 1:
             write_atomically(options.output / SEEDS_FILE, seeds.to_json())
             results = [
@@ -104,8 +106,10 @@ def _begins(made: Plan, options: Options) -> str:
     )
 
 
-def finetune(made: Plan, folder: Path, options: Options, group: Group) -> Finetuned | None:
+def finetune(made: Plan, digest: str, folder: Path, options: Options, group: Group) -> Finetuned | None:
     """Train one run to its end and keep the best epoch (collective); None if it was asked to stop before.
+
+    `digest` is that of the checkpoint it begins with, which takes as long as reading the whole of it.
 
     After each epoch the dev set is evaluated by the code of `mpeval evaluate`.  A killed run goes on where it was:
     inside an epoch, or inside the evaluation after it.
@@ -122,7 +126,6 @@ def finetune(made: Plan, folder: Path, options: Options, group: Group) -> Finetu
     found = read_finetuned(folder)
     if found is None or found.best is None:
         state = saved_state(folder, made.config)
-    digest = digest_of(made.checkpoint, group)
     barrier(group.world)  # every rank has looked at the output folder before the first one writes to it
     if group.world.rank == 0:
         take_folder(folder, recipe, made.tokenizer, _identity(made, digest))
@@ -249,10 +252,8 @@ def _after_epoch(
     """Evaluate the weights just saved on the dev set, and add what came of it to `finetune.json`."""
     group = run.model.group
     run.model.eval()
-    found = _scored(
-        made, folder / f"iter_{step:07d}", made.dev, folder / EVALUATIONS / f"{described.dev_split}-epoch-{number}",
-        options, group, run,
-    )  # fmt: skip
+    output = folder / EVALUATIONS / f"{described.dev_split}-epoch-{number}"
+    found = _scored(made, folder / f"iter_{step:07d}", made.dev, output, options, group, run)
     metric = broadcast_object(found.results[0].metrics[0] if found.results else None, group.world)
     assert metric is not None
     described = described.model_copy(
@@ -283,7 +284,7 @@ def _scored(
         output=output,
         device=options.device,
         quiet=options.quiet,
-        command=" ".join(options.command),
+        command=shlex.join(options.command),
     )
     opened = open_checkpoint(checkpoint)
     model = run.model if run is not None else None
@@ -309,13 +310,14 @@ def _finish(run: Finetuned, folder: Path) -> None:
         partial = place.with_name(f".{run.dev_split}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         shutil.copytree(place.with_name(f"{run.dev_split}-epoch-{best.epoch}"), partial)
+        # when the epoch was evaluated it was not known yet that the run would stand for it
+        known = _results_in(partial).model_copy(update={"training": run.training})
+        write_atomically(partial / RESULTS_FILE, known.to_json())
         partial.replace(place)
 
 
-def _kept_results(run: Finetuned, folder: Path) -> RunResults:
-    """Return the dev evaluation of the kept epoch, with what is known now of the training behind it."""
-    found = read_results(folder / EVALUATIONS / run.dev_split / RESULTS_FILE, f"remove `{folder}` and train it again")
-    return found.model_copy(update={"training": run.training})
+def _results_in(evaluation: Path) -> RunResults:
+    return read_results(evaluation / RESULTS_FILE, f"remove `{evaluation.parents[1]}` and train it again")
 
 
 def _selected(results: RunResults, spread: SeedSpread) -> RunResults:
@@ -329,7 +331,7 @@ def _selected(results: RunResults, spread: SeedSpread) -> RunResults:
 def _publish(results: Sequence[RunResults], runs: Mapping[Path, Finetuned], seeds: Seeds, options: Options) -> None:
     """Draw loss curves, print the results that are reported, and append all of them to a leaderboard if asked to."""
     from mpeval.plot import plot
-    from mpeval.report import line, results_table
+    from mpeval.report import line, recorded, results_table
 
     drawn = [plot([folder], None) for folder in runs if options.draw and not (folder / "loss.svg").exists()]
     if not options.quiet:
@@ -342,8 +344,7 @@ def _publish(results: Sequence[RunResults], runs: Mapping[Path, Finetuned], seed
         for paths in drawn:
             line(f"loss curve {', '.join(str(path) for path in paths)}")
     if options.record:
-        added = append(options.record, [record for found in results for record in records_of(found)])
-        line(f"{added} record{'s' * (added != 1)} added to {options.record}")
+        recorded(append(options.record, [record for found in results for record in records_of(found)]), options.record)
 
 
 def _seeds_table(runs: Mapping[Path, Finetuned], seeds: Seeds) -> None:

@@ -323,6 +323,7 @@ def test_evaluate_gives_the_numbers_of_the_best_epoch(
         assert found["checkpoint"]["digest"] == kept["checkpoint"]["digest"]
         assert found["training"]["seed"] == 1234
         assert found["training"]["questions"] == 24
+        assert found["training"] == kept["training"]
 
 
 def test_a_finished_run_is_left_as_it_is(finished: Path, places: dict[str, Path]) -> None:
