@@ -169,8 +169,8 @@ def answers(run: Run, task: Task) -> np.ndarray:
     batches, _ = pack(run.model, [item.request for item in items], None)
     found = np.zeros((len(items), 4))
     for batch in batches:
-        scores = score_any(run.model, [items[index].request for index in batch])
-        for index, score in zip(batch, scores, strict=True):
+        scores = score_any(run.model, [items[index].request for index in batch.requests])
+        for index, score in zip(batch.requests, scores, strict=True):
             found[index] = task.judge(items[index], score)["probabilities"]
     return found
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from mpeval.models.gpt import GPT
     from mpeval.parallel.group import Group
     from mpeval.report import Advance
+    from mpeval.scoring import Batch
 
 ROUND = 4
 """Batches that each of several data-parallel ranks scores between two hand-overs to rank 0, which writes them."""
@@ -195,6 +196,7 @@ def evaluate(made: Plan, options: Options, group: Group, model: GPT | BERT | Non
         todo = [item for item in items if (task.protocol.id, item.id) not in done]
         if todo and model is None:
             model = load_model(made.checkpoint, group, dtype)
+            model.prepack()
         seconds, tokens = _score_all(task, todo, len(items), model, options, group, journal) if model else (0.0, 0)
         order += [(task.protocol.id, item.id) for item in items]
         if journal:
@@ -269,15 +271,16 @@ def _score_all(
 
 
 def _score_round(
-    task: Task, todo: Sequence[Item], chunk: Sequence[Sequence[int]], model: GPT | BERT, options: Options
+    task: Task, todo: Sequence[Item], chunk: Sequence[Batch], model: GPT | BERT, options: Options
 ) -> list[tuple[Sample, int]]:
     """Score a few batches and return each sample with its input tokens."""
     from mpeval.scoring import score_any
 
     lines: list[tuple[Sample, int]] = []
     for batch in chunk:
-        items = [todo[index] for index in batch]
-        scored = score_any(model, [item.request for item in items], megatron_exact=options.megatron_exact)
+        items = [todo[index] for index in batch.requests]
+        asked = [item.request for item in items]
+        scored = score_any(model, asked, rows=batch.rows, megatron_exact=options.megatron_exact)
         for item, score in zip(items, scored, strict=True):
             parts = score if isinstance(score, tuple) else (score,)
             cut = sum(part.cut for part in parts if isinstance(part, Scored))

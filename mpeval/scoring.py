@@ -1,9 +1,10 @@
-"""Score requests exactly: sorted by length, packed by token count, the head applied only where a target is."""
+"""Score requests exactly: what they begin with alike computed once, the head applied only where a target is."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import cast
+from itertools import islice
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -13,12 +14,18 @@ from mpeval.heads import padded, score_headed
 from mpeval.items import AnyRequest, AnyScore, Headed, Likelihoods, Masked, Request, Response, Scored
 from mpeval.models.bert import BERT
 from mpeval.models.gpt import GPT
+from mpeval.models.tree import Tree
 from mpeval.parallel.vocab import TokenScores, token_scores
+from mpeval.prefixes import Bundle, Costs, Row, bundles, join
 
 __all__ = ["Masked", "Request", "Response", "score", "score_any", "score_batch", "score_masked", "token_batches"]
 
 BATCH_TOKENS = {"cpu": 768, "cuda": 32768}
 """Input tokens per forward pass: on a CPU about one cache's worth of activations, on a GPU enough to fill it."""
+ROW_TOKENS = 4096
+"""Tokens of a row that several sequences share, at most, unless the budget is larger: its mask holds their square."""
+PAIR = 2.0
+"""How much longer a FLOP of attention under a mask takes than one of a large matrix product."""
 LOGITS_BYTES = 128 << 20
 """The head works on as many positions at a time as keep one buffer of logits below this."""
 
@@ -58,27 +65,71 @@ def score(
     todo = list(requests)
     responses: list[Response | None] = [None] * len(todo)
     for batch in pack(model, todo, batch_tokens)[0]:
-        scored = score_batch(model, [todo[item] for item in batch], megatron_exact=megatron_exact)
-        for item, result in zip(batch, scored, strict=True):
+        asked = [todo[item] for item in batch.requests]
+        scored = score_batch(model, asked, rows=batch.rows, megatron_exact=megatron_exact)
+        for item, result in zip(batch.requests, scored, strict=True):
             responses[item] = result.response
     return [response for response in responses if response is not None]
 
 
-def pack(model: GPT | BERT, requests: Sequence[AnyRequest], batch_tokens: int | None) -> tuple[list[list[int]], int]:
-    """Return batches of request numbers for `score_any`, and the input tokens of all; the budget suits the device.
+class Batch(NamedTuple):
+    """What one forward pass scores."""
 
-    All sequences of a request are in one batch.
+    requests: list[int]
+    """Their numbers."""
+    rows: list[int]
+    """How many of their sequences, in order, stand in each row."""
+
+
+def pack(model: GPT | BERT, requests: Sequence[AnyRequest], batch_tokens: int | None) -> tuple[list[Batch], int]:
+    """Return batches for `score_any`, and the input tokens of all requests; the budget suits the device.
+
+    All sequences of a request are in one batch.  Those of a language model that begin alike share rows, where that is
+    cheaper; the longest rows come first.
     """
-    read = [[min(length, model.config.context) for length in request.lengths] for request in requests]
     budget = batch_tokens or BATCH_TOKENS.get(model.group.device.type, BATCH_TOKENS["cuda"])
-    batches = token_batches([max(lengths, default=0) for lengths in read], budget, [len(lengths) for lengths in read])
-    return batches, sum(map(sum, read))
+    tokens = sum(min(length, model.config.context) for request in requests for length in request.lengths)
+    if model.config.family == "gpt" and all(isinstance(request, Request | Likelihoods) for request in requests):
+        asked = [_asked(cast(Request | Likelihoods, request)) for request in requests]
+        made = bundles(
+            [[_fit(one, model.config.context)[0][:-1] for one in row] for row in asked], _costs(model, budget)
+        )
+    else:
+        made = [Bundle([n], [1] * len(request.lengths), list(request.lengths)) for n, request in enumerate(requests)]
+    longest = [max(bundle.lengths, default=0) for bundle in made]
+    batches = token_batches(longest, budget, [len(bundle.rows) for bundle in made])
+    return [
+        Batch(
+            [request for number in batch for request in made[number].requests],
+            [sequences for number in batch for sequences in made[number].rows],
+        )
+        for batch in batches
+    ], tokens
 
 
-def score_any(model: GPT | BERT, requests: Sequence[AnyRequest], *, megatron_exact: bool = False) -> Sequence[AnyScore]:
+def _asked(request: Request | Likelihoods) -> tuple[Request, ...]:
+    return request.options if isinstance(request, Likelihoods) else (request,)
+
+
+def _costs(model: GPT | BERT, budget: int) -> Costs:
+    """Say when sequences share a row, from the FLOPs of a block: of its weights per token, of attention per pair."""
+    config = model.config
+    attention = config.heads * config.head_dim
+    weights = config.hidden * (config.qkv_rows + attention + config.ffn * (3 if config.swiglu else 2))
+    return Costs(exchange=weights / (2 * attention * PAIR), longest=max(budget, min(2 * config.context, ROW_TOKENS)))
+
+
+def score_any(
+    model: GPT | BERT,
+    requests: Sequence[AnyRequest],
+    *,
+    rows: Sequence[int] | None = None,
+    megatron_exact: bool = False,
+) -> Sequence[AnyScore]:
     """Score requests, all of one kind that the model can answer, in one forward pass.
 
-    `megatron_exact` is for language model heads: a task head has no padding rows.
+    `rows` are how many sequences share each row, of a language model (default: each has its own).  `megatron_exact` is
+    for language model heads: a task head has no padding rows.
     """
     kinds = {type(request) for request in requests}
     assert len(kinds) == 1, "requests of one batch are of one kind"
@@ -87,39 +138,64 @@ def score_any(model: GPT | BERT, requests: Sequence[AnyRequest], *, megatron_exa
     if isinstance(model, BERT):
         assert kinds == {Masked}, "a BERT predicts masked tokens"
         return score_masked(model, cast(Sequence[Masked], requests), megatron_exact=megatron_exact)
-    if kinds == {Likelihoods}:
-        return score_likelihoods(model, cast(Sequence[Likelihoods], requests), megatron_exact=megatron_exact)
-    assert kinds == {Request}, "a GPT predicts next tokens"
-    return score_batch(model, cast(Sequence[Request], requests), megatron_exact=megatron_exact)
-
-
-def score_likelihoods(
-    model: GPT, requests: Sequence[Likelihoods], *, megatron_exact: bool = False
-) -> list[tuple[Scored, ...]]:
-    """Score every option of every request in one forward pass; the options of one come back together."""
-    scored = iter(
-        score_batch(
-            model, [option for request in requests for option in request.options], megatron_exact=megatron_exact
-        )
-    )
-    return [tuple(next(scored) for _ in request.options) for request in requests]
+    assert kinds <= {Request, Likelihoods}, "a GPT predicts next tokens"
+    asked = [_asked(cast(Request | Likelihoods, request)) for request in requests]
+    flat = score_batch(model, [one for row in asked for one in row], rows=rows, megatron_exact=megatron_exact)
+    if kinds == {Request}:
+        return flat
+    scored = iter(flat)
+    return [tuple(islice(scored, len(row))) for row in asked]
 
 
 @torch.inference_mode()
-def score_batch(model: GPT, requests: Sequence[Request], *, megatron_exact: bool = False) -> list[Scored]:
-    """Score requests in one forward pass, shorter ones padded on the right (causal: padding changes nothing)."""
-    rows = [_fit(request, model.config.context) for request in requests]
-    device = model.group.device
-    ids, _ = padded([row[:-1] for row, _ in rows], device)
-    places: list[np.ndarray] = []
-    for number, ((row, _), request) in enumerate(zip(rows, requests, strict=True)):
-        first = number * ids.shape[1] + len(row) - 1 - len(request.target)
-        places.append(np.arange(first, first + len(request.target)))
-    hidden = model.hidden(ids, torch.from_numpy(np.concatenate(places)).to(device))
+def score_batch(
+    model: GPT, requests: Sequence[Request], *, rows: Sequence[int] | None = None, megatron_exact: bool = False
+) -> list[Scored]:
+    """Score requests in one forward pass, shorter rows padded on the right (causal: padding changes nothing).
+
+    `rows` are how many requests, in order, share each row (default: each has its own).
+    """
+    fitted = [_fit(request, model.config.context) for request in requests]
+    sequences = iter(row[:-1] for row, _ in fitted)
+    joined = [join(list(islice(sequences, count))) for count in rows or [1] * len(requests)]
+    paths = [path for row in joined for path in row.paths]
+    places = [path[len(path) - len(request.target) :] for path, request in zip(paths, requests, strict=True)]
+    hidden = _hidden_at(model, joined, places)
     targets = torch.from_numpy(np.concatenate([np.asarray(request.target, dtype=np.int64) for request in requests]))
     vocab = _scored_vocab(model, megatron_exact)
-    scores = _score_positions(model, lambda part: model.local_logits(part, vocab), hidden, targets.to(device))
-    return list(_cut_up(requests, [cut for _, cut in rows], scores))
+    scores = _score_positions(
+        model, lambda part: model.local_logits(part, vocab), hidden, targets.to(model.group.device)
+    )
+    return list(_cut_up(requests, [cut for _, cut in fitted], scores))
+
+
+def _hidden_at(model: GPT, joined: Sequence[Row], places: Sequence[np.ndarray]) -> torch.Tensor:
+    """Run rows and return the vectors [n, hidden] at the places of each sequence, one after the other."""
+    device = model.group.device
+    ids, _ = padded([row.ids for row in joined], device)
+    time = ids.shape[1]
+    tree = None
+    if any(len(row.paths) > 1 for row in joined):
+        # a token of padding ends where it stands: it sees itself, and nothing sees it
+        ends = np.repeat(np.arange(1, time + 1)[None], len(joined), axis=0)
+        for number, row in enumerate(joined):
+            ends[number, : len(row.ends)] = row.ends
+        positions, _ = padded([row.positions for row in joined], device)
+        depth = max(len(path) for row in joined for path in row.paths)
+        tree = Tree(positions, torch.from_numpy(ends).to(device), depth)
+    sequences = iter(places)
+    wanted = [np.concatenate(list(islice(sequences, len(row.paths)))) for row in joined]
+    starts = np.arange(len(joined)) * time
+    counts = np.array([len(own) for own in wanted])
+    if 2 * len(joined) * counts.max() > len(joined) * time:
+        flat = np.concatenate([own + start for own, start in zip(wanted, starts, strict=True)])
+        return model.hidden(ids, torch.from_numpy(flat).to(device), tree)
+    # few places: as many of each row, so that the last block has no other queries
+    at = np.repeat(starts[:, None], counts.max(), axis=1)
+    for number, own in enumerate(wanted):
+        at[number, : len(own)] += own
+    found = model.hidden(ids, torch.from_numpy(at).to(device), tree)
+    return found[torch.from_numpy(np.arange(counts.max()) < counts[:, None]).to(device)]
 
 
 @torch.inference_mode()
@@ -145,7 +221,10 @@ def score_masked(model: BERT, requests: Sequence[Masked], *, megatron_exact: boo
     )
     vocab = _scored_vocab(model, megatron_exact)
     scores = _score_positions(
-        model, lambda part: _masked_logits(model, part, vocab), hidden, torch.from_numpy(targets).to(device)
+        model,
+        lambda part: model.table_logits(model.lm_head.transform(part), vocab),
+        hidden,
+        torch.from_numpy(targets).to(device),
     )
     return list(_cut_up(requests, [0] * len(requests), scores))
 
@@ -161,13 +240,6 @@ def _check_masked(request: Masked, context: int) -> None:
             f"a request of {request.inputs} tokens does not fit the model's context of {context}",
             "score it with a model of longer context, or in windows",
         )
-
-
-def _masked_logits(model: BERT, hidden: torch.Tensor, vocab: int) -> torch.Tensor:
-    """Return this rank's logits of ids below `vocab` for vectors [n, hidden] after the final norm."""
-    columns = model.columns(vocab)
-    head = model.lm_head
-    return torch.nn.functional.linear(head.transform(hidden), model.output_table[:columns], head.bias[:columns])
 
 
 def _scored_vocab(model: GPT | BERT, megatron_exact: bool) -> int:

@@ -68,6 +68,11 @@ class BERT(Transformer):
         if config.lm_head:
             self.lm_head = LMHead(config, group=self.group, rows_local=rows, factory=self.factory)
 
+    @property
+    def output_bias(self) -> Tensor | None:
+        """What is added to the logits of this rank's rows of the output table, [padded_vocab / p]."""
+        return self.lm_head.bias if self.config.lm_head else None
+
     def encode(
         self,
         ids: Tensor,

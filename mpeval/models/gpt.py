@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 
 from mpeval.models.transformer import Transformer
+from mpeval.models.tree import Tree
 from mpeval.parallel.ops import enter, gather
 from mpeval.parallel.vocab import linear_cross_entropy
 
@@ -15,13 +15,15 @@ Tensor = torch.Tensor
 class GPT(Transformer):
     """A tensor-parallel, causal language model with its head over a split vocabulary."""
 
-    def hidden(self, ids: Tensor, at: Tensor | None = None) -> Tensor:
+    def hidden(self, ids: Tensor, at: Tensor | None = None, tree: Tree | None = None) -> Tensor:
         """Map ids [batch, time] int64 to the last block's output, before the final norm.
 
-        Returns [batch, time, hidden], or [positions, hidden] for flat positions `at` (int64, in batch x time).
+        Returns [batch, time, hidden], or [..., hidden] for flat positions `at` (int64, in batch x time): [positions],
+        or as many of each row, [batch, positions], which computes least.  With `tree`, rows hold several sequences.
         """
-        run = self.start(ids)
-        return self.blocks(self.embedding(ids, run.streams), run, at)
+        run = self.start(ids, tree=tree)
+        vectors = self.embedding(ids, run.streams, positions=tree.positions if tree else None)
+        return self.blocks(vectors, run, at)
 
     def local_logits(self, hidden: Tensor, vocab: int | None = None) -> Tensor:
         """Normalise `hidden` [..., hidden] and return this rank's logits [..., columns] in the model's dtype.
@@ -29,9 +31,7 @@ class GPT(Transformer):
         Only columns of ids below `vocab` (default: the true vocabulary) are computed: padding never enters a
         softmax unless it is asked for.
         """
-        table = self.output_table[: self.columns(vocab or self.config.vocab)]
-        x = enter(self.final_norm(hidden), self.group.tp)
-        return nn.functional.linear(x, table)
+        return self.table_logits(enter(self.final_norm(hidden), self.group.tp), vocab or self.config.vocab)
 
     def loss_sum(self, ids: Tensor, weights: Tensor | None = None) -> Tensor:
         """Return the summed negative log-likelihood of each next token, a scalar in fp32.

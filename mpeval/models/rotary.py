@@ -32,6 +32,9 @@ class Rotation(NamedTuple):
 
     def at(self, positions: Tensor) -> Rotation:
         """Return the rotation of vectors at `positions` [batch, time] of the samples."""
+        if self.cos.ndim > 2:
+            places = positions[:, None, :, None]
+            return self._replace(cos=self.cos.take_along_dim(places, 2), sin=self.sin.take_along_dim(places, 2))
         return self._replace(cos=self.cos[positions].unsqueeze(1), sin=self.sin[positions].unsqueeze(1))
 
 

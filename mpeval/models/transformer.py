@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from mpeval.config import ModelConfig
 from mpeval.models.attention import attention_with_dropout
 from mpeval.models.rotary import Rotation, rotation
+from mpeval.models.tree import Tree
 from mpeval.parallel.dropout import DropoutStreams, dropout
 from mpeval.parallel.group import Axis, Group
 from mpeval.parallel.layers import (
@@ -27,6 +28,7 @@ from mpeval.parallel.layers import (
     shard_size,
 )
 from mpeval.parallel.ops import enter
+from mpeval.parallel.packed import PackedLinear
 
 Tensor = torch.Tensor
 
@@ -39,16 +41,19 @@ class Pass(NamedTuple):
     rotation: Rotation | None = None
     """Rotary positions; none with a position table."""
     mask: Tensor | None = None
-    """[batch, 1, 1, time] bool, the keys that may be attended to; none: all."""
+    """[batch, 1, 1 or time, time] bool, the keys that may be attended to, by all queries or by each; none: all."""
     causal: bool = True
     """Whether each position attends to itself and the positions before it only."""
 
     def seen_from(self, places: Tensor, time: int) -> Pass:
-        """Return this for one query of each sequence, at `places` [batch, 1] of `time`: what it sees is in the mask."""
-        if not self.causal:
-            return self
-        past = (torch.arange(time, device=places.device) <= places)[:, None, None]
-        return self._replace(mask=past if self.mask is None else past & self.mask, causal=False)
+        """Return this for some queries of each row, at `places` [batch, queries] of `time`, by a mask of their own."""
+        mask = self.mask
+        if mask is not None and mask.shape[2] > 1:
+            mask = mask.take_along_dim(places[:, None, :, None], dim=2)
+        if self.causal:
+            past = (torch.arange(time, device=places.device) <= places[..., None])[:, None]
+            mask = past if mask is None else past & mask
+        return self._replace(mask=mask, causal=False)
 
 
 def pick(x: Tensor, at: Tensor | None) -> Tensor:
@@ -83,11 +88,18 @@ class Embedding(nn.Module):
         self.position = None if config.rope else Table(config.context, config.hidden, **factory)
         self.tokentype = Table(config.tokentypes, config.hidden, **factory) if config.tokentypes else None
 
-    def forward(self, ids: Tensor, streams: DropoutStreams | None = None, tokentypes: Tensor | None = None) -> Tensor:
-        """Map ids (and token types), both [batch, time] int64, to [batch, time, hidden]."""
+    def forward(
+        self,
+        ids: Tensor,
+        streams: DropoutStreams | None = None,
+        tokentypes: Tensor | None = None,
+        positions: Tensor | None = None,
+    ) -> Tensor:
+        """Map ids (and token types, and positions unless they are 0, 1, ...), all [batch, time], to vectors of each."""
         vectors = self.word(ids)
         if self.position is not None:
-            vectors = vectors + self.position.weight[: ids.shape[-1]]
+            rows = self.position.weight
+            vectors = vectors + (rows[: ids.shape[-1]] if positions is None else F.embedding(positions, rows))
         if self.tokentype is not None and tokentypes is not None:
             vectors = vectors + F.embedding(tokentypes, self.tokentype.weight)
         return dropout(vectors, self.rate, streams)
@@ -113,11 +125,25 @@ class Attention(nn.Module):
         self.key_norm = new_norm(config, config.head_dim, axis, **factory) if config.qk_norm else None
         mixed = config.heads * config.head_dim
         self.out = RowLinear(mixed, config.hidden, axis=axis, bias=config.linear_bias, **factory)
+        self.apart: tuple[PackedLinear, PackedLinear] | None = None
+        """The QKV weight cut in two, where queries are read at other positions than keys and values."""
+
+    def prepack(self, *, last: bool) -> None:
+        """Rearrange the weights for inference; of a last block the queries' rows apart from the others."""
+        self.out.prepack()
+        if not last:
+            self.qkv.prepack()
+            return
+        query, others = (PackedLinear.of(*self._rows(queries)) for queries in (True, False))
+        if query is not None and others is not None:
+            self.apart = query, others
+            self.qkv.release()
 
     def forward(self, x: Tensor, run: Pass, at: Tensor | None = None) -> Tensor:
         """Map [batch, time, hidden] to the same shape, or at flat positions `at` to [positions, hidden].
 
-        Where `at` is [batch, 1], one position of each sequence, only its query is computed: [batch, 1, hidden].
+        Where `at` is [batch, queries], as many positions of each row, only their queries are computed:
+        [batch, queries, hidden].
         """
         one = at is not None and at.ndim == 2
         query, key, value = self._read_at(x, pick(x, at)) if one else self._read_all(x)
@@ -138,23 +164,32 @@ class Attention(nn.Module):
         Rows of the QKV weight are, for each key-value head, its query heads, then its key, then its value: with as
         many key-value heads as query heads [heads, 3, head_dim].
         """
+        if self.apart is not None:
+            return self._read_at(x, x)
         rows = self.qkv(x).unflatten(-1, (self.groups_local, self.shared_by + 2, self.head_dim))
         query, key, value = rows.split([self.shared_by, 1, 1], dim=-2)
         return _by_head(query), _by_head(key), _by_head(value)
 
     def _read_at(self, x: Tensor, readers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the same with queries of `readers` [batch, 1, hidden] only: [batch, heads_local, 1, head_dim]."""
-        parts, width = (self.groups_local, self.shared_by + 2, self.head_dim), x.shape[-1]
-        weight = self.qkv.weight.view(*parts, width)
-        bias = None if self.qkv.bias is None else self.qkv.bias.view(parts)
+        """Return the same with the queries of `readers` [batch, queries, hidden] only."""
 
-        def read(vectors: Tensor, rows: slice) -> Tensor:
-            own = None if bias is None else bias[:, rows].flatten()
-            made = F.linear(vectors, weight[:, rows].reshape(-1, width), own)
+        def read(vectors: Tensor, queries: bool) -> Tensor:
+            if self.apart is not None:
+                made = self.apart[not queries](vectors)
+            else:
+                made = F.linear(vectors, *self._rows(queries))
             return made.view(*vectors.shape[:2], self.groups_local, -1, self.head_dim)
 
-        key, value = torch.split(read(x, slice(self.shared_by, None)), 1, dim=-2)
-        return _by_head(read(readers, slice(self.shared_by))), _by_head(key), _by_head(value)
+        key, value = torch.split(read(x, queries=False), 1, dim=-2)
+        return _by_head(read(readers, queries=True)), _by_head(key), _by_head(value)
+
+    def _rows(self, queries: bool) -> tuple[Tensor, Tensor | None]:
+        """Return the rows of the QKV weight and bias that make queries, or those that make keys and values."""
+        parts = (self.groups_local, self.shared_by + 2, self.head_dim)
+        rows = slice(self.shared_by) if queries else slice(self.shared_by, None)
+        weight = self.qkv.weight.view(*parts, -1)[:, rows].reshape(-1, self.qkv.weight.shape[1])
+        bias = self.qkv.bias
+        return weight, None if bias is None else bias.view(parts)[:, rows].flatten()
 
     def _mix(self, query: Tensor, key: Tensor, value: Tensor, run: Pass) -> Tensor:
         def mix(rate: float) -> Tensor:
@@ -192,10 +227,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., hidden] to the same shape."""
-        if self.gate is not None:
-            wide = F.silu(self.gate(x)) * self.up(x)
-        else:
-            wide = F.gelu(self.up(x), approximate=self.approximate)
+        wide = self.up(x, gelu=self.approximate) if self.gate is None else F.silu(self.gate(x)) * self.up(x)
         result: Tensor = self.down(wide)
         return result
 
@@ -219,12 +251,19 @@ class Block(nn.Module):
         self.mlp_norm = new_norm(config, config.hidden, **factory)
         self.mlp = MLP(config, axis=axis, **factory)
 
+    def prepack(self, *, last: bool) -> None:
+        """Rearrange the weights for inference."""
+        self.attention.prepack(last=last)
+        for linear in (self.mlp.gate, self.mlp.up, self.mlp.down):
+            if linear is not None:
+                linear.prepack()
+
     def forward(self, x: Tensor, run: Pass, at: Tensor | None = None) -> Tensor:
         """Map [batch, time, hidden], equal on all tensor ranks, to the same shape.
 
         With `at` (flat positions in batch x time), return only those, [positions, hidden]: of a last block, nothing
-        after the attention is computed for positions that nobody reads, and no query if `at` is [batch, 1], one
-        position of each sequence.
+        after the attention is computed for positions that nobody reads, and no query either if `at` is
+        [batch, queries], as many positions of each row.
         """
         normed = self.attention_norm(x)
         mixed = self.attention(enter(normed, self.axis), run, at)
@@ -239,6 +278,9 @@ class Transformer(nn.Module):
 
     Parameters hold this rank's shards, uninitialised: `draw_weights` or a checkpoint fills them.
     """
+
+    packed_head: PackedLinear | None = None
+    """The output table's rows of the true vocabulary, and its bias, rearranged for inference."""
 
     def __init__(self, config: ModelConfig, group: Group | None = None, dtype: torch.dtype = torch.float32) -> None:
         """Lay out the model for this rank of `group` (default: a process of its own), on its device."""
@@ -282,14 +324,44 @@ class Transformer(nn.Module):
         """Return how many of this rank's rows of the output table are of ids below `vocab`."""
         return max(0, min(self.output_table.shape[0], vocab - self.first_id))
 
-    def start(self, ids: Tensor, mask: Tensor | None = None, *, causal: bool = True) -> Pass:
-        """Prepare what the blocks share for ids [batch, time]; refuse inputs longer than the context."""
-        time = ids.shape[-1]
+    def prepack(self) -> None:
+        """Rearrange weights the way this machine multiplies them fastest, for inference only (a CPU's; else nothing).
+
+        The parameters are given up one after the other, but for the tables, norms and biases: the model can
+        neither be trained nor saved any more.  Scores change by rounding errors.
+        """
+        for number, block in enumerate(self.layers, start=1):
+            assert isinstance(block, Block)
+            block.prepack(last=number == len(self.layers))
+        if self.config.task_head is None:
+            columns, bias = self.columns(self.config.vocab), self.output_bias
+            self.packed_head = PackedLinear.of(self.output_table[:columns], None if bias is None else bias[:columns])
+
+    @property
+    def output_bias(self) -> Tensor | None:
+        """What is added to the logits of this rank's rows of the output table, [padded_vocab / p]: nothing."""
+        return None
+
+    def table_logits(self, x: Tensor, vocab: int) -> Tensor:
+        """Return this rank's logits [..., columns], of ids below `vocab`, of vectors x [..., hidden]."""
+        if self.packed_head is not None and vocab == self.config.vocab:
+            return self.packed_head(x)
+        columns, bias = self.columns(vocab), self.output_bias
+        return F.linear(x, self.output_table[:columns], None if bias is None else bias[:columns])
+
+    def start(self, ids: Tensor, mask: Tensor | None = None, *, causal: bool = True, tree: Tree | None = None) -> Pass:
+        """Prepare what the blocks share for ids [batch, time]; refuse sequences longer than the context.
+
+        With `tree`, several sequences stand in each row, and it says what each token sees.
+        """
+        time = ids.shape[-1] if tree is None else tree.depth
         if time > self.config.context:
             raise ValueError(f"{time} tokens do not fit the context of {self.config.context}")
         if self.training and self.streams is None:
             raise RuntimeError("training mode needs dropout streams: set `model.streams`, or call `model.eval()`")
         turn = rotation(self.config, time, ids.device) if self.config.rope else None
+        if tree is not None:
+            turn, mask, causal = turn.at(tree.positions) if turn else None, tree.mask(), False
         return Pass(self.streams if self.training else None, turn, mask, causal)
 
     def blocks(self, x: Tensor, run: Pass, at: Tensor | None = None) -> Tensor:

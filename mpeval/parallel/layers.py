@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from mpeval.parallel.group import Axis
 from mpeval.parallel.ops import enter, leave
+from mpeval.parallel.packed import PackedLinear
 
 Tensor = torch.Tensor
 
@@ -37,7 +38,32 @@ def shard_size(full: int, axis: Axis, what: str) -> int:
     return full // axis.ranks
 
 
-class ColumnLinear(nn.Module):
+class Linear(nn.Module):
+    """What is multiplied by a rank's shard of a weight, which inference on a CPU may want rearranged."""
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    packed: PackedLinear | None = None
+
+    def times(self, x: Tensor, bias: Tensor | None, gelu: str | None = None) -> Tensor:
+        """Multiply x [..., inputs] by the shard and add `bias`; then apply torch's GELU of that approximation."""
+        if self.packed is not None:
+            return self.packed._replace(bias=bias)(x, gelu)
+        product = F.linear(x, self.weight, bias)
+        return product if gelu is None else F.gelu(product, approximate=gelu)
+
+    def prepack(self) -> None:
+        """Rearrange the weight for inference where that is faster; the parameter itself is given up."""
+        self.packed = PackedLinear.of(self.weight, None)
+        if self.packed is not None:
+            self.release()
+
+    def release(self) -> None:
+        """Give up the weight's memory; [0, inputs] is left of it."""
+        self.weight = nn.Parameter(self.weight.new_empty(0, self.weight.shape[1]), requires_grad=False)
+
+
+class ColumnLinear(Linear):
     """Y = XA + b with the columns of A, the output features, cut over the ranks: A = [A_1 | A_2 | ... | A_p].
 
     Input [..., inputs], equal on all ranks; output [..., outputs / p], this rank's features.  Sends nothing.
@@ -50,12 +76,12 @@ class ColumnLinear(nn.Module):
         self.weight = new_parameter(local, inputs, **factory)
         self.bias = new_parameter(local, **factory) if bias else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Multiply by this rank's columns."""
-        return F.linear(x, self.weight, self.bias)
+    def forward(self, x: Tensor, gelu: str | None = None) -> Tensor:
+        """Multiply by this rank's columns, and apply a GELU (`none` or `tanh`) if there is one."""
+        return self.times(x, self.bias, gelu)
 
 
-class RowLinear(nn.Module):
+class RowLinear(Linear):
     """Y = XA + b with the rows of A, the input features, cut over the ranks.
 
     ::
@@ -78,8 +104,8 @@ class RowLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Multiply by this rank's rows, sum over ranks, then add the bias: once, not once per rank."""
         if self.axis.ranks == 1:
-            return F.linear(x, self.weight, self.bias)
-        summed = leave(F.linear(x, self.weight), self.axis)
+            return self.times(x, self.bias)
+        summed = leave(self.times(x, None), self.axis)
         return summed if self.bias is None else summed + self.bias
 
 

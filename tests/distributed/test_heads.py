@@ -263,12 +263,12 @@ def test_batches_hold_whole_questions_within_the_budget(config: ModelConfig, bud
     model = _model(_config(config, "bert", "multichoice"))
     requests: list[AnyRequest] = [*_requests(config), *_requests(config)]
     batches, tokens = pack(model, requests, budget)
-    assert sorted(number for batch in batches for number in batch) == list(range(len(requests)))
+    assert sorted(number for batch in batches for number in batch.requests) == list(range(len(requests)))
     assert tokens == sum(request.inputs for request in requests)
     for batch in batches:
-        rows = sum(len(requests[number].lengths) for number in batch)
-        longest = max(max(requests[number].lengths) for number in batch)
-        assert rows * longest <= budget or len(batch) == 1
+        rows = sum(len(requests[number].lengths) for number in batch.requests)
+        longest = max(max(requests[number].lengths) for number in batch.requests)
+        assert rows * longest <= budget or len(batch.requests) == 1
     assert (len(batches) == 1) is (budget == 1000)
 
 

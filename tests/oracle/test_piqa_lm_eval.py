@@ -56,7 +56,7 @@ def both(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     task = build_task(card, card.protocol("piqa/lm-eval"), data, tokenizer, CONTEXT)
     requests = [item.request for item in task.items]
     scored: dict[int, Any] = {}
-    for batch in pack(model, requests, None)[0]:
+    for batch, _ in pack(model, requests, None)[0]:
         scored.update(zip(batch, score_any(model, [requests[place] for place in batch]), strict=True))
     samples = [task.judge(item, scored[place]) for place, item in enumerate(task.items)]
     theirs = run_harness(to_transformers(model), shared_data / "gpt2-bpe", folder / "rows.jsonl")

@@ -37,6 +37,7 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
     "errors.py": ("torch", "mpeval"),
     "config.py": NO_TORCH,
     "items.py": NO_TORCH,
+    "prefixes.py": NO_TORCH,
     "data.py": NO_TORCH,
     "tokenizer.py": NO_TORCH,
     "journal.py": NO_TORCH,
