@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := runs/demo
+# test processes side by side, each computing on one thread
+JOBS ?= $(shell $(PYTHON) -c 'import os; print(min(os.cpu_count() or 1, 8))')
 
 .PHONY: demo test check clean
 
@@ -37,7 +39,7 @@ demo: .venv/installed
 	@echo "  $(BIN)/mpeval evaluate YOUR_CHECKPOINT --task lambada --data YOUR_DATA --tokenizer YOUR_TOKENIZER"
 
 test: .venv/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
 
 check: .venv/installed
 	$(BIN)/ruff format --check .

@@ -68,6 +68,9 @@ def evaluate(
     output: Annotated[
         Path | None, typer.Option("--output", help="Folder for results and samples; run again with it to resume.")
     ] = None,
+    cache: Annotated[
+        Path | None, typer.Option("--cache", help="Folder of scores that runs share: no item is scored twice.")
+    ] = None,
     from_predictions: Annotated[
         Path | None, typer.Option("--from-predictions", help="Score a samples.jsonl again; no model is run.")
     ] = None,
@@ -107,6 +110,7 @@ def evaluate(
             split=split,
             limit=limit,
             output=output,
+            cache=cache,
             from_predictions=from_predictions,
             json=as_json,
             record=record,

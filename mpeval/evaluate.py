@@ -5,12 +5,10 @@ The path of one item: `cli.evaluate` -> `evaluate.run` -> `task.items` -> `scori
 
 from __future__ import annotations
 
-import math
 import os
 import shlex
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,13 +19,15 @@ from mpeval.checkpoint.sharded import ShardedCheckpoint
 from mpeval.data import Data, load_data
 from mpeval.errors import CheckpointError, UsageError
 from mpeval.finetuned import Finetuned, read_finetuned
-from mpeval.items import Scored
+from mpeval.items import Item
 from mpeval.journal import Journal
 from mpeval.leaderboard import append, check_store, records_of
-from mpeval.parallel.group import broadcast_object, gather_objects
+from mpeval.parallel.group import broadcast_object
 from mpeval.provenance import checkpoint_info, digest_of, with_tokenizer
 from mpeval.results import DataInfo, Layout, Result, RunResults, now
-from mpeval.tasks.base import Item, Sample, Task
+from mpeval.rounds import Keeper, Scorer
+from mpeval.score_cache import ScoreCache
+from mpeval.tasks.base import Sample, Task
 from mpeval.tasks.build import build_task, check_head
 from mpeval.tasks.cards import select, select_fitting
 from mpeval.tokenizer import Tokenizer
@@ -36,11 +36,6 @@ if TYPE_CHECKING:
     from mpeval.models.bert import BERT
     from mpeval.models.gpt import GPT
     from mpeval.parallel.group import Group
-    from mpeval.report import Advance
-    from mpeval.scoring import Batch
-
-ROUND = 4
-"""Batches that each of several data-parallel ranks scores between two hand-overs to rank 0, which writes them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +53,7 @@ class Options:
     split: str | None = None
     limit: int | None = None
     output: Path | None = None
+    cache: Path | None = None
     from_predictions: Path | None = None
     json: bool = False
     record: Path | None = None
@@ -124,7 +120,9 @@ def _rescored(options: Options, path: Path) -> RunResults:
     return found
 
 
-_OF_A_MODEL = ("tp", "dp", "dtype", "tokenizer", "limit", "output", "megatron_exact", "batch_tokens", "settings")
+_OF_A_MODEL = (
+    *("tp", "dp", "dtype", "tokenizer", "limit", "output", "cache", "megatron_exact", "batch_tokens", "settings"),
+)
 
 
 def run_rank(world: launch.World | None, options: Options) -> None:
@@ -188,16 +186,24 @@ def evaluate(made: Plan, options: Options, group: Group, model: GPT | BERT | Non
     # rank 0's refusal of the output folder ends the other ranks too: they wait for the next line
     identity = _identity(made, options, digest, dtype)
     journal = Journal(options.output, identity) if group.world.rank == 0 else None
-    done = broadcast_object(set(journal.samples) if journal else set(), group.world)
     results: list[Result] = []
     order: list[tuple[str, str]] = []
     for task, data in made.tasks:
         items = task.items[: options.limit]
-        todo = [item for item in items if (task.protocol.id, item.id) not in done]
+        keeper = _keeper(journal, task, data, identity, options)
+        todo = _unscored(task, items, keeper, group)
         if todo and model is None:
             model = load_model(made.checkpoint, group, dtype)
             model.prepack()
-        seconds, tokens = _score_all(task, todo, len(items), model, options, group, journal) if model else (0.0, 0)
+        seconds, tokens = 0.0, 0
+        if model is not None:
+            scorer = Scorer(
+                model=model,
+                megatron_exact=options.megatron_exact,
+                batch_tokens=options.batch_tokens,
+                quiet=options.quiet,
+            )
+            seconds, tokens = scorer.score_all(task, todo, len(items) - len(todo), keeper)
         order += [(task.protocol.id, item.id) for item in items]
         if journal:
             samples = [journal.samples[task.protocol.id, item.id] for item in items]
@@ -224,6 +230,33 @@ def evaluate(made: Plan, options: Options, group: Group, model: GPT | BERT | Non
     return run_results
 
 
+def _keeper(
+    journal: Journal | None, task: Task, data: Data, identity: Mapping[str, Any], options: Options
+) -> Keeper | None:
+    """Return where rank 0 keeps what was scored; None on the other ranks."""
+    if journal is None:
+        return None
+    if options.cache is None:
+        return Keeper(journal=journal)
+    common = {name: identity[name] for name in COMMON}
+    own = {"protocol": task.protocol.id, "version": task.protocol.version, "data": data.digest}
+    return Keeper(journal=journal, cache=ScoreCache(options.cache, common | own))
+
+
+def _unscored(task: Task, items: Sequence[Item], keeper: Keeper | None, group: Group) -> list[Item]:
+    """Return the items that neither an earlier run into the same folder nor the cache has scored (collective)."""
+    done: set[str] = set()
+    if keeper is not None:
+        keeper.take_known(task.protocol.id, items)
+        done = {item.id for item in items if (task.protocol.id, item.id) in keeper.journal.samples}
+    done = broadcast_object(done, group.world)
+    return [item for item in items if item.id not in done]
+
+
+COMMON = ("checkpoint", "tokenizer", "dtype", "megatron_exact", "model")
+"""What of a run's identity the samples of every task depend on."""
+
+
 def _identity(made: Plan, options: Options, digest: str, dtype: str) -> dict[str, Any]:
     """Return what a sample's numbers depend on; the number of ranks is not among it."""
     return {
@@ -235,64 +268,6 @@ def _identity(made: Plan, options: Options, digest: str, dtype: str) -> dict[str
         **{f"data of {task.protocol.id}": data.digest for task, data in made.tasks},
         **{f"version of {task.protocol.id}": task.protocol.version for task, _ in made.tasks},
     }
-
-
-def _score_all(
-    task: Task,
-    todo: Sequence[Item],
-    total: int,
-    model: GPT | BERT,
-    options: Options,
-    group: Group,
-    journal: Journal | None,
-) -> tuple[float, int]:
-    """Score `todo`, each item on exactly one data-parallel rank; return seconds and input tokens.
-
-    All ranks see the same batches; data-parallel rank d takes every dp-th.  After each round rank 0 writes what all
-    have finished.
-    """
-    from mpeval.report import progress
-    from mpeval.scoring import pack
-
-    if not todo:
-        return 0.0, 0
-    batches, tokens = pack(model, [item.request for item in todo], options.batch_tokens)
-    mine = batches[group.dp.rank :: group.dp.ranks]
-    length = ROUND if group.dp.ranks > 1 else 1
-    rounds = math.ceil(len(batches) / (group.dp.ranks * length))
-    begin = time.perf_counter()
-    shown = group.world.rank == 0 and not options.quiet
-    with progress(task.protocol.id, total, done=total - len(todo), shown=shown) as advance:
-        for number in range(rounds):
-            chunk = mine[number * length : (number + 1) * length]
-            lines = _score_round(task, todo, chunk, model, options)
-            _hand_over(gather_objects(lines, group.dp), journal, advance)
-    return time.perf_counter() - begin, tokens
-
-
-def _score_round(
-    task: Task, todo: Sequence[Item], chunk: Sequence[Batch], model: GPT | BERT, options: Options
-) -> list[tuple[Sample, int]]:
-    """Score a few batches and return each sample with its input tokens."""
-    from mpeval.scoring import score_any
-
-    lines: list[tuple[Sample, int]] = []
-    for batch in chunk:
-        items = [todo[index] for index in batch.requests]
-        asked = [item.request for item in items]
-        scored = score_any(model, asked, rows=batch.rows, megatron_exact=options.megatron_exact)
-        for item, score in zip(items, scored, strict=True):
-            parts = score if isinstance(score, tuple) else (score,)
-            cut = sum(part.cut for part in parts if isinstance(part, Scored))
-            lines.append((task.judge(item, score), item.request.inputs - cut))
-    return lines
-
-
-def _hand_over(parts: Sequence[Sequence[tuple[Sample, int]]], journal: Journal | None, advance: Advance) -> None:
-    lines = [line for part in parts for line in part]
-    if journal:
-        journal.append([sample for sample, _ in lines])
-    advance(len(lines), sum(tokens for _, tokens in lines))
 
 
 def _marked(result: Result, run: Finetuned | None) -> Result:

@@ -252,6 +252,8 @@ def _after_epoch(
     """Evaluate the weights just saved on the dev set, and add what came of it to `finetune.json`."""
     group = run.model.group
     run.model.eval()
+    if step == run.recipe.training.steps:
+        run.model.prepack()  # its weights are saved, and nothing trains them any more
     output = folder / EVALUATIONS / f"{described.dev_split}-epoch-{number}"
     found = _scored(made, folder / f"iter_{step:07d}", made.dev, output, options, group, run)
     metric = broadcast_object(found.results[0].metrics[0] if found.results else None, group.world)

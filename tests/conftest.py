@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # as many processes as cores compute side by side
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = (REPOSITORY / os.environ.get("MPEVAL_SHARED", "../shared")).resolve()
 """Checkpoints and benchmark data that are too large to keep here; `MPEVAL_SHARED` says where else they are."""

@@ -27,7 +27,7 @@ class PackedLinear(NamedTuple):
         """Rearrange a weight [outputs, inputs], a copy; None where that has no kernel (not a CPU, another dtype)."""
         if not _has_kernel(weight):
             return None
-        return cls(torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), ROWS), bias)
+        return cls(torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), ROWS), bias)
 
     def __call__(self, x: Tensor, gelu: str | None = None) -> Tensor:
         """Map x [..., inputs] to [..., outputs]; `gelu`, `none` or `tanh`, is that of torch and follows the product."""

@@ -46,7 +46,7 @@ OPTIONS: dict[str, set[str]] = {
     "evaluate": {
         *("--task", "--tp", "--dp", "--dtype", "--device", "--data", "--tokenizer", "--limit", "--output", "--json"),
         *("--record", "--megatron-exact", "--allow-modified-data", "--batch-tokens", "--set", "--quiet", "--help"),
-        *("--split", "--from-predictions"),
+        *("--split", "--from-predictions", "--cache"),
     },
     "inspect": {"--json", "--set", "--tensors", "--scan", "--help"},
     "convert": {
@@ -545,6 +545,23 @@ def assert_same_results_but_resumed(left: Path, right: Path) -> None:
         for key in (*TIMED, "items_resumed"):
             result.pop(key)
     assert ours == theirs
+
+
+def test_runs_that_share_a_cache_score_each_item_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def resumed(checkpoint: str, options: str) -> list[int]:
+        command = f"evaluate {checkpoint} --task lambada --task wikitext103/disjoint {COMMON} --cache {tmp_path / 'c'}"
+        assert run_here(f"{command} --json {options}") == 0
+        return [result["items_resumed"] for result in json.loads(capsys.readouterr().out)["results"]]
+
+    assert resumed("tp1", f"--limit 5 --output {tmp_path / 'first'}") == [0, 0]
+    first, *_ = resumed("tp1", f"--output {tmp_path / 'second'}")
+    assert first == 5
+    rows, windows = resumed("tp2", f"--output {tmp_path / 'third'}")  # the same weights, cut otherwise
+    assert rows == len(ROWS)
+    assert windows > 0
+    assert resumed("tp1", "--dtype bfloat16") == [0, 0]
+    second, third = (read_lines(tmp_path / name / "samples.jsonl") for name in ("second", "third"))
+    assert second == third
 
 
 def test_a_finished_run_is_read_again_not_scored_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

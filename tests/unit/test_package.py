@@ -38,6 +38,7 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
     "config.py": NO_TORCH,
     "items.py": NO_TORCH,
     "prefixes.py": NO_TORCH,
+    "score_cache.py": NO_TORCH,
     "data.py": NO_TORCH,
     "tokenizer.py": NO_TORCH,
     "journal.py": NO_TORCH,
@@ -60,6 +61,7 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
     "train/": ("mpeval.tasks", "mpeval.evaluate", "mpeval.pretrain", "mpeval.finetune", "mpeval.launch"),
     "scoring.py": ("mpeval.checkpoint", "mpeval.tasks", "mpeval.evaluate"),
     "heads.py": ("mpeval.checkpoint", "mpeval.tasks", "mpeval.evaluate", "mpeval.scoring"),
+    "rounds.py": ("mpeval.checkpoint", "mpeval.evaluate", "mpeval.train"),
     "evaluate.py": ("mpeval.train", "mpeval.finetune", "mpeval.running"),
     "": ("mpeval.cli",),
 }
