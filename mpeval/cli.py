@@ -188,7 +188,7 @@ def tasks_show(name: Annotated[str, typer.Argument(help="Task name.")], as_json:
 
 @tasks_app.command("check")
 def tasks_check(
-    name: Annotated[str, typer.Argument(help="Task, TASK/PROTOCOL or TASK/all.")],
+    name: Annotated[str, typer.Argument(help="Task, TASK/PROTOCOL, or 'TASK/*' for every protocol.")],
     data: DataOption = None,
     tokenizer: Annotated[Path, typer.Option("--tokenizer", help="Folder with the tokenizer.")] = Path(),
     as_json: JsonOption = False,
@@ -202,14 +202,15 @@ def tasks_check(
     """
     from mpeval.data import load_data
     from mpeval.tasks.build import build_task, family_of
-    from mpeval.tasks.cards import select, select_fitting
+    from mpeval.tasks.cards import load_card, select, select_fitting
     from mpeval.tokenizer import find_tokenizer
 
     loaded = find_tokenizer(tokenizer, [])
     content: dict[str, dict[str, Any]] = {}
-    if "/" not in name or name.endswith("/all"):
+    task, slash, short = name.partition("/")
+    if not slash or load_card(task).means_every(short):
         holder = f"the tokenizer in `{loaded.path}` is for"
-        chosen = select_fitting([f"{name.removesuffix('/all')}/all"], family_of(loaded), holder)
+        chosen = select_fitting([f"{task}/*"], family_of(loaded), holder)
     else:
         chosen = select([name])
     for card, protocol in chosen:

@@ -136,6 +136,12 @@ def _chosen(options: Options, family: str) -> tuple[Card, Protocol]:
     card, protocol = found[0]
     if not card.split_for(protocol, "train_split"):
         raise UsageError(f"nothing is finetuned on `{protocol.id}`", "choose `race`, `piqa`, `mnli`, `qqp` or `squad`")
+    if protocol.per:
+        whole = [item.id for item in card.protocols if item.head == protocol.head and not item.per]
+        raise UsageError(
+            f"`{protocol.id}` compares log-probabilities per {protocol.per}, finetuning those of whole options",
+            f"finetune under {' or '.join(f'`{name}`' for name in whole)}, then evaluate under `{protocol.id}`",
+        )
     return card, protocol
 
 

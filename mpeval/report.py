@@ -100,13 +100,15 @@ def _console(stderr: bool) -> Console:
 
 
 def show_metric(metric: Metric) -> str:
-    """Format a value the way papers print it: per cent for accuracy, two decimals for perplexity."""
+    """Format a value the way papers print it: per cent for accuracy, two decimals for perplexity, four for bits."""
     return _number(metric.value, metric.unit)
 
 
 def _number(value: float, unit: str) -> str:
     if unit == "proportion":
         return f"{100 * value:.2f} %"
+    if unit == "bits":
+        return f"{value:.4f}"
     return f"{value:.2f}" if value < 1e3 else f"{value:,.0f}" if value < 1e6 else f"{value:.2e}"
 
 

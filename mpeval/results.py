@@ -35,7 +35,7 @@ class Metric(Strict):
 
     name: str
     value: float
-    unit: Literal["proportion", "perplexity"]
+    unit: Literal["proportion", "perplexity", "bits"]
     direction: Literal["max", "min"]
     loss: float | None = None
     """Mean loss in nats, whose exponential a perplexity is."""

@@ -135,17 +135,36 @@ def ratio_perplexity_metrics(
     The standard error is the ratio estimator's, sqrt(D / (D - 1) x sum (loss - L x weight)^2) / sum of weights,
     with Student's t at D - 1 degrees of freedom; independent tokens would make it far too small.
     """
-    total = math.fsum(weights)
-    ratio = math.fsum(losses) / total
     count = len(losses)
-    spread = None
-    if count > 1:
-        squares = math.fsum((loss - ratio * weight) ** 2 for loss, weight in zip(losses, weights, strict=True))
-        spread = math.sqrt(count / (count - 1) * squares) / total
+    ratio, spread = _ratio(losses, weights)
     return [
         _perplexity(name, ratio * scale, None if spread is None else spread * scale, count, "student-t of articles")
         for name, scale in scales.items()
     ]
+
+
+def bits_metric(name: str, losses: Sequence[float], weights: Sequence[float]) -> Metric:
+    """Return the sum of losses (nats) / sum of weights in bits, with the errors of `ratio_perplexity_metrics`."""
+    from scipy.stats import t
+
+    ratio, spread = (None if nats is None else nats / math.log(2) for nats in _ratio(losses, weights))
+    assert ratio is not None
+    metric = Metric(name=name, value=ratio, unit="bits", direction="min")
+    if spread is None:
+        return metric
+    reach = float(t.ppf(0.5 + LEVEL / 2, len(losses) - 1)) * spread
+    bars = {"stderr": spread, "low": max(0.0, ratio - reach), "high": ratio + reach}
+    return metric.model_copy(update={**bars, "interval": "student-t of articles"})
+
+
+def _ratio(losses: Sequence[float], weights: Sequence[float]) -> tuple[float, float | None]:
+    """Return sum of losses / sum of weights, and its standard error where there are two documents or more."""
+    total, count = math.fsum(weights), len(losses)
+    ratio = math.fsum(losses) / total
+    if count == 1:
+        return ratio, None
+    squares = math.fsum((loss - ratio * weight) ** 2 for loss, weight in zip(losses, weights, strict=True))
+    return ratio, math.sqrt(count / (count - 1) * squares) / total
 
 
 def _perplexity(name: str, loss: float, spread: float | None, units: int, interval: str) -> Metric:

@@ -186,6 +186,7 @@ def _published(options: Options, wanted: Wanted, members: Sequence[Member], samp
     """
     from mpeval.data import load_data
     from mpeval.predictions.rescore import check_questions
+    from mpeval.tasks.likelihood import asked
 
     if options.data is None:
         return None
@@ -196,6 +197,7 @@ def _published(options: Options, wanted: Wanted, members: Sequence[Member], samp
             f"`{data.source}` has the digest `{data.digest}`, `{name}` is of data with `{result.data.digest}`",
             "give the data that the members were evaluated on",
         )
+    data = asked(wanted.card.protocol(result.protocol), data)
     absent = check_questions(data, samples, [f"`{name}`"] * len(samples))
     if absent and "partial" not in result.flags:
         raise DataError(

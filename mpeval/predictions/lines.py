@@ -15,6 +15,7 @@ from mpeval.errors import DataError, shown
 Sample = dict[str, Any]
 SUM_TOLERANCE = 1e-5
 """How far probabilities may be from a sum of 1: more than float32 rounding of a softmax, less than a wrong digit."""
+_FIELDS = "each line is an object with `task`, `id`, `target`, ..."
 _AGAIN = "evaluate the model again; these lines were changed after they were written, or are of something else"
 
 
@@ -43,6 +44,8 @@ def read_predictions(path: Path, protocol: str) -> list[Predicted]:
     for line in _lines(path):
         if line.sample["task"] != protocol:
             others.add(line.sample["task"])
+        elif "target" not in line.sample:
+            raise DataError(f"{line.where} has no `target`", _FIELDS)
         elif line.id in found:
             raise DataError(
                 f"{line.where} is a second prediction for `{line.id}`", f"the first is {found[line.id].where}"
@@ -86,9 +89,7 @@ def _parse(line: str, where: str) -> Sample:
         raise DataError(f"{where} is no prediction but {shown(sample)}", "restore the line, or evaluate again")
     for key in ("task", "id"):
         if not isinstance(sample.get(key), str):
-            raise DataError(f"{where} has no `{key}`", "each line is an object with `task`, `id`, `target`, ...")
-    if "target" not in sample:
-        raise DataError(f"{where} has no `target`", "each line is an object with `task`, `id`, `target`, ...")
+            raise DataError(f"{where} has no `{key}`", _FIELDS)
     return sample
 
 

@@ -67,11 +67,14 @@ def rescore(card: Card, protocol: Protocol, data: Data, lines: Sequence[Predicte
         UsageError: a task whose samples do not hold all that its metrics need.
         DataError: a line that fits the data, or itself, not; it names file and line.
     """
+    from mpeval.tasks.likelihood import asked
+
     samples = [line.sample for line in lines]
     if card.kind not in KINDS:
         raise _needs_model(card)
     if not lines:
         raise DataError(f"`{source}` holds no prediction under `{protocol.id}`", "evaluate the model first")
+    data = asked(protocol, data)
     absent = check_questions(data, samples, [line.where for line in lines])
     questions = {question.uid: question for question in data.questions}
     for line in lines:

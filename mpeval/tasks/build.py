@@ -14,7 +14,7 @@ from mpeval.tasks.cloze import Lambada
 from mpeval.tasks.likelihood import LikelihoodChoices
 from mpeval.tasks.masked import MaskedWikiText
 from mpeval.tasks.pairs import Pairs
-from mpeval.tasks.perplexity import WikiText
+from mpeval.tasks.perplexity import WikiText, WikiTextPages
 from mpeval.tasks.spans import Spans
 from mpeval.tokenizer import Tokenizer
 
@@ -27,21 +27,25 @@ BUILDERS: dict[tuple[str, str], TaskBuilder] = {
     ("span", "bert"): Spans,
 }
 """Which class runs a card of which kind under a protocol for which family."""
-CHOICES: dict[str, TaskBuilder] = {
+BY_PROTOCOL: dict[str, TaskBuilder] = {
     "race/megatron": RaceMegatron,
     "race/longest-context": RaceLongestContext,
     "race/last-token": LastToken,
-    "race/likelihood": LikelihoodChoices,
+    "race/all": LikelihoodChoices,
+    "race/lm-eval": LikelihoodChoices,
+    "race/gpt3": LikelihoodChoices,
     "piqa/pair": PiqaPair,
     "piqa/last-token": LastToken,
     "piqa/lm-eval": LikelihoodChoices,
+    "piqa/byte-norm": LikelihoodChoices,
+    "wikitext103/lm-eval": WikiTextPages,
 }
-"""Which class runs which protocol of multiple choice."""
+"""Which class runs which protocol, where kind and family do not say."""
 
 
 def build_task(card: Card, protocol: Protocol, data: Data, tokenizer: Tokenizer, context: int) -> Task:
     """Tokenize `data` for `protocol`; `context` is the longest input the model reads, in tokens."""
-    builder = CHOICES.get(protocol.id) or BUILDERS[card.kind, protocol.family]
+    builder = BY_PROTOCOL.get(protocol.id) or BUILDERS[card.kind, protocol.family]
     return builder(card, protocol, data, tokenizer, context)
 
 

@@ -30,6 +30,8 @@ class Protocol:
     """What of the model it reads."""
     options: int = 0
     """Options of each question, or classes of each pair of texts."""
+    per: Literal["", "token", "byte"] = ""
+    """What an option's log-probability is divided by the number of before options are compared; nothing by default."""
     window: int | None = None
     """Tokens a window's inputs span, special ones included (perplexity and spans)."""
     stride: int | None = None
@@ -129,6 +131,10 @@ class Card:
             f"task `{self.name}` has no protocol `{name}`", suggest(name, [protocol.id for protocol in self.protocols])
         )
 
+    def means_every(self, name: str) -> bool:
+        """Say whether a short name stands for every protocol: `*`, and `all` where none is called so."""
+        return name == "*" or (name == "all" and f"{self.name}/all" not in {item.id for item in self.protocols})
+
     def default_for(self, family: str = "") -> str:
         """Return the id of the default protocol for models of `family`; where it has none, the first of the others."""
         short = self.default.get(family) or next(iter(self.default.values()))
@@ -202,18 +208,19 @@ def _build(kind: Callable[..., T], values: dict[str, Any], path: Path) -> T:
 
 
 def select(names: list[str]) -> list[tuple[Card, Protocol]]:
-    """Turn `lambada`, `lambada/megatron-strict` or `lambada/all` into cards with protocols, each once, in order."""
+    """Turn `lambada`, `lambada/megatron-strict` or `lambada/*` into cards with protocols, each once, in order."""
     chosen: dict[str, tuple[Card, Protocol]] = {}
     for name in names:
         task, slash, protocol = name.partition("/")
         card = load_card(task)
-        wanted = card.protocols if protocol == "all" else (card.protocol(protocol if slash else card.default_for()),)
+        every = card.means_every(protocol)
+        wanted = card.protocols if every else (card.protocol(protocol if slash else card.default_for()),)
         chosen.update((item.id, (card, item)) for item in wanted)
     return list(chosen.values())
 
 
 def select_fitting(names: list[str], family: str, holder: str) -> list[tuple[Card, Protocol]]:
-    """Select as `select` does, but of a whole task or `TASK/all` only the protocols for `family`.
+    """Select as `select` does, but of a whole task or `TASK/*` only the protocols for `family`.
 
     Args:
         names: as given to `--task`.
@@ -229,7 +236,7 @@ def select_fitting(names: list[str], family: str, holder: str) -> list[tuple[Car
         fitting = [(card, protocol) for card, protocol in found if protocol.family == family]
         if not fitting:
             card, other = found[0]
-            asked = name if name.endswith("/all") else other.id
+            asked = name if card.means_every(name.partition("/")[2]) else other.id
             raise UsageError(
                 f"`{asked}` scores a {other.family.upper()}, {holder} a {family.upper()}",
                 f"for a {family.upper()} there is {_tasks_of(family, card)}",

@@ -1,4 +1,4 @@
-"""WikiText-103: perplexity of one long text read through windows."""
+"""WikiText-103: perplexity of one long text, or of each of its pages, read through windows."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from mpeval.data import Data
 from mpeval.errors import DataError
 from mpeval.items import Request, Scored
 from mpeval.results import Metric
-from mpeval.statistics import ratio_perplexity_metrics
+from mpeval.statistics import bits_metric, ratio_perplexity_metrics
 from mpeval.tasks.base import Item, Sample, sample_line
 from mpeval.tasks.cards import Card, Protocol
+from mpeval.tasks.packing import encode_all
 from mpeval.tokenizer import Tokenizer
 
 _PUNCTUATION = ((" @-@ ", "-"), (" @,@ ", ","), (" @.@ ", "."), *((f" {sign} ", f"{sign} ") for sign in ":;.!?,"))
@@ -143,6 +144,91 @@ class WikiText:
             "windows": count_windows(len(self.tokens), self.stride),
             "useful_windows": len(self.items),
             "articles": int(self.documents.max()) + 1,
+        }
+
+
+def pages_of(text: str) -> list[str]:
+    """Cut a text into pages as the document-level data set is cut that lm-eval's `wikitext` reads.
+
+    A page begins at each line that looks like the title of an article: white space at its ends aside, and two or three
+    equals signs with spaces between them taken for one word, it begins with `= ` and ends with ` =`.  WikiText's test
+    set has 60 articles and two more such lines, formulas.  The line break before a page belongs to none; neither do
+    blank lines before the first.
+    """
+    parts: list[list[str]] = [[]]
+    for line in text.split("\n"):
+        bare = line.replace("= = =", "===").replace("= =", "==").strip()
+        if bare.startswith("= ") and bare.endswith(" ="):
+            parts.append([])
+        parts[-1].append(line)
+    return [page for page in map("\n".join, parts) if page.strip()]
+
+
+def page_windows(tokens: int, window: int) -> Iterator[tuple[int, int, int]]:
+    """Yield (start, first target, end) of the windows that lm-eval lays over a page, as positions in the page.
+
+    Position 0 is the end-of-text token that the page is given as a context, its `tokens` follow.  Every window scores
+    `window` tokens that no other scores, with one token before them; the last scores what is left, and begins earlier
+    to be as long as the others.
+    """
+    for first in range(1, tokens + 1, window):
+        end = min(first + window, tokens + 1)
+        yield max(0, end - window - 1), first, end
+
+
+class WikiTextPages:
+    """WikiText as lm-eval's `wikitext` scores it, each page by itself; an item is a window.
+
+    Perplexities are per word and byte of the pages as they are in the file, before their tokenization is undone; words
+    are the pieces between white space, the empty ones at both ends of a page among them.
+    """
+
+    def __init__(self, card: Card, protocol: Protocol, data: Data, tokenizer: Tokenizer, context: int) -> None:
+        """Detokenize and tokenize every page, and lay windows of the model's context over each."""
+        self.card, self.protocol, self.flags, self.window = card, protocol, data.flags, context
+        pages = pages_of(data.text)
+        self.words = [len(re.split(r"\s+", page)) for page in pages]
+        self.bytes = [len(page.encode()) for page in pages]
+        self.rows = encode_all(tokenizer, [detokenize(page) for page in pages])
+        self.items: Sequence[Item] = list(self._items(tokenizer.end_of_text))
+
+    def _items(self, end_of_text: int) -> Iterator[Item]:
+        for page in range(len(self.rows)):
+            tokens = np.concatenate([[end_of_text], self.rows[page]]).astype(np.int64)
+            for number, (start, first, end) in enumerate(page_windows(len(tokens) - 1, self.window)):
+                yield Item(
+                    id=f"page-{page:04d}-window-{number:04d}",
+                    request=Request(context=tokens[start:first], target=tokens[first:end]),
+                )
+
+    def judge(self, item: Item, scored: Scored) -> Sample:
+        """Record the window's loss as the share of its page: [page, negative log-likelihood, tokens]."""
+        page = int(item.id.split("-")[1])
+        return sample_line(self, item, scored, documents=article_shares(np.full(len(scored.best), page), scored))
+
+    def summarise(self, samples: Sequence[Sample]) -> tuple[list[Metric], int, int | None]:
+        """Perplexity per word and byte, and bits per byte; a page that is not whole counts by its scored tokens."""
+        losses, counts = article_sums(samples)
+        pages = sorted({int(page) for sample in samples for page, _, _ in sample["documents"]})
+        whole = [count / int(self.rows.lengths[page]) for page, count in zip(pages, counts, strict=True)]
+        words = [self.words[page] * share for page, share in zip(pages, whole, strict=True)]
+        sizes = [self.bytes[page] * share for page, share in zip(pages, whole, strict=True)]
+        metrics = [
+            *ratio_perplexity_metrics(losses, words, {"word_perplexity": 1.0}),
+            *ratio_perplexity_metrics(losses, sizes, {"byte_perplexity": 1.0}),
+            bits_metric("bits_per_byte", losses, sizes),
+        ]
+        return metrics, sum(counts), None
+
+    def constants(self) -> Mapping[str, Any]:
+        """Count pages, their words and bytes, scored tokens and windows."""
+        return {
+            "pages": len(self.rows),
+            "words": sum(self.words),
+            "bytes": sum(self.bytes),
+            "scored_tokens": len(self.rows.flat),
+            "window": self.window,
+            "windows": len(self.items),
         }
 
 

@@ -17,7 +17,7 @@ def summarise_choices(samples: Sequence[dict[str, Any]]) -> tuple[list[Metric], 
     """Return accuracies, the number of questions, and how many are right, of lines of `samples.jsonl`.
 
     The first metric, `accuracy`, is over all questions pooled; `accuracy_GROUP` follows for each group that there is.
-    Where options were scored by likelihood, the last, `accuracy_norm`, chooses by likelihood per character.
+    Where samples say so (`correct_norm`), the last, `accuracy_norm`, chooses by likelihood per character.
     Standard errors treat questions of one passage as one cluster (`statistics.clustered_accuracy_metric`).
 
     Raises:

@@ -328,11 +328,23 @@ def test_tasks_list_names_every_protocol_once(capsys: pytest.CaptureFixture[str]
     assert listed == {
         "lambada": ["lambada/megatron-strict", "lambada/megatron-last-token", "lambada/lm-eval-openai"],
         "mnli": ["mnli/megatron"],
-        "piqa": ["piqa/pair", "piqa/last-token", "piqa/lm-eval"],
+        "piqa": ["piqa/pair", "piqa/last-token", "piqa/lm-eval", "piqa/byte-norm"],
         "qqp": ["qqp/megatron"],
-        "race": ["race/megatron", "race/longest-context", "race/last-token", "race/likelihood"],
+        "race": [
+            "race/megatron",
+            "race/longest-context",
+            "race/last-token",
+            "race/all",
+            "race/lm-eval",
+            "race/gpt3",
+        ],
         "squad": ["squad/v1", "squad/v2"],
-        "wikitext103": ["wikitext103/megatron", "wikitext103/disjoint", "wikitext103/masked"],
+        "wikitext103": [
+            "wikitext103/megatron",
+            "wikitext103/disjoint",
+            "wikitext103/lm-eval",
+            "wikitext103/masked",
+        ],
     }
     assert run_here("tasks list") == 0
     text = capsys.readouterr().out

@@ -42,7 +42,7 @@ TRACKER = "latest_checkpointed_iteration.txt"
 TASKS = {
     "race/megatron": [(2, 1), (4, 1), (1, 2), (2, 2)],
     "race/last-token": [(4, 1), (1, 2)],
-    "race/likelihood": [(2, 1), (1, 2)],
+    "race/all": [(2, 1), (1, 2)],
     "mnli/megatron": [(2, 1), (1, 2)],
     "squad/v1": [(2, 1), (1, 2)],
 }
@@ -71,7 +71,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def small_run(
     places: dict[str, Path], output: Path, *settings: str, task: str = "race/megatron", **more: Any
 ) -> Options:
-    family = "gpt" if task in {"race/last-token", "race/likelihood"} else "bert"
+    family = "gpt" if task in {"race/last-token", "race/all"} else "bert"
     values = {"data": places["data"], "allow_modified_data": True} | more
     return options_for(places[family], output, *settings, task=task, **values)
 

@@ -8,12 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from lm_eval_runs import Stock, harness_model, random_gpt, run_harness, stock_yaml
 
-from mpeval.config import ModelConfig
 from mpeval.data import load_data
 from mpeval.items import Request
-from mpeval.models.gpt import GPT
-from mpeval.models.weights import draw_weights
 from mpeval.scoring import score, score_batch
 from mpeval.tasks.build import build_task
 from mpeval.tasks.cards import read_card, select
@@ -26,65 +24,25 @@ ROWS = 24
 @pytest.fixture(scope="module")
 def lambada(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Score real rows through `lm_eval.simple_evaluate` and through mpeval, with one set of random weights."""
-    config = ModelConfig(
-        layers=2, hidden=64, heads=4, ffn=256, context=256, vocab=50257, padded_vocab=50304, gelu="tanh", init_std=0.3
-    )
-    model = GPT(config).eval().requires_grad_(False)
-    draw_weights(model, 3)
+    model = random_gpt(256)
     tokenizer = find_tokenizer(shared_data / "gpt2-bpe", [])
     [(card, protocol)] = select(["lambada/lm-eval-openai"])
     rows = (shared_data / card.split_named().files[0]).read_text().splitlines()[:ROWS]
     subset = tmp_path_factory.mktemp("rows") / "lambada_test.jsonl"
     subset.write_text("\n".join(rows) + "\n")
-    task = build_task(card, protocol, load_data(card, subset.parent, allow_modified=True), tokenizer, config.context)
+    task = build_task(card, protocol, load_data(card, subset.parent, allow_modified=True), tokenizer, 256)
     ours = score_batch(model, [item.request for item in task.items])
-    theirs = run_harness(hf_model(model), shared_data / "gpt2-bpe", subset)
-    return {"task": task, "ours": ours, "theirs": theirs}
-
-
-def hf_model(model: GPT) -> Any:
-    """Return a transformers model with the same weights."""
-    from transformers_weights import to_transformers
-
-    return to_transformers(model)
-
-
-def run_harness(model: Any, tokenizer_folder: Path, rows: Path) -> dict[str, Any]:
-    """Run `simple_evaluate` on the stock `lambada_openai` definition, its rows read from a local file."""
-    import lm_eval
-    from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    backend = Tokenizer(
-        models.BPE.from_file(str(tokenizer_folder / "encoder.json"), str(tokenizer_folder / "vocab.bpe"))
-    )
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>", bos_token="<|endoftext|>")
-    stock = Path(lm_eval.__file__).parent / "tasks/lambada/lambada_openai.yaml"
-    own = rows.parent / "local.yaml"
-    own.write_text(
-        f"include: {stock}\ntask: lambada_local\ndataset_path: json\ndataset_name: null\n"
-        f"dataset_kwargs:\n  data_files:\n    test: {rows}\n"
-    )
-    return lm_eval.simple_evaluate(  # type: ignore[no-any-return]
-        model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4, max_length=256, device="cpu"),
-        tasks=["lambada_local"],
-        task_manager=TaskManager(include_path=str(rows.parent), include_defaults=False),
-        bootstrap_iters=0,
-        log_samples=True,
-    )
+    stock = Stock(yaml="lambada/lambada_openai.yaml", rows=[json.loads(row) for row in rows])
+    backend = harness_model(model, shared_data / "gpt2-bpe")
+    theirs = run_harness(backend, tmp_path_factory.mktemp("run"), {"lambada_local": stock})
+    return {"model": model, "task": task, "ours": ours, "theirs": theirs}
 
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # lm-eval and datasets warn about their own dependencies
 
 
 def test_log_probabilities_and_greedy_flags_equal_the_harness(lambada: dict[str, Any]) -> None:
-    samples = sorted(lambada["theirs"]["samples"]["lambada_local"], key=lambda sample: sample["doc_id"])
-    assert len(samples) == ROWS
-    for sample, scored in zip(samples, lambada["ours"], strict=True):
+    for sample, scored in zip(lambada["theirs"]["samples"]["lambada_local"], lambada["ours"], strict=True):
         log_probability, greedy = sample["resps"][0][0]
         assert scored.log_probability == pytest.approx(float(log_probability), abs=1e-4)
         assert scored.greedy == (str(greedy) == "True")
@@ -140,10 +98,9 @@ def test_the_detokenizer_equals_the_harness_rule_for_rule(shared_data: Path) -> 
 
 
 def test_the_card_names_the_dataset_that_the_harness_uses() -> None:
-    import lm_eval
     import yaml
 
-    stock = yaml.safe_load((Path(lm_eval.__file__).parent / "tasks/lambada/lambada_openai.yaml").read_text())
+    stock = yaml.safe_load(stock_yaml("lambada/lambada_openai.yaml").read_text())
     [(card, _)] = select(["lambada/lm-eval-openai"])
     hub = card.split_named().hub
     assert hub is not None
@@ -164,12 +121,7 @@ def test_rows_from_the_datasets_library_equal_the_published_file(shared_data: Pa
 
 
 def test_a_score_is_the_same_alone_and_in_company(lambada: dict[str, Any]) -> None:
-    task, together = lambada["task"], lambada["ours"]
-    config = ModelConfig(
-        layers=2, hidden=64, heads=4, ffn=256, context=256, vocab=50257, padded_vocab=50304, gelu="tanh", init_std=0.3
-    )
-    model = GPT(config).eval().requires_grad_(False)
-    draw_weights(model, 3)
+    task, together, model = lambada["task"], lambada["ours"], lambada["model"]
     requests: list[Request] = [item.request for item in task.items]
     for budget in (1, 100, 4096):
         for alone, scored in zip(score(model, requests, batch_tokens=budget), together, strict=True):

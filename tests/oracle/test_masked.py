@@ -247,7 +247,7 @@ def test_all_of_a_task_is_what_the_model_can_answer(
     assert [result["protocol"] for result in document["results"]] == ["wikitext103/masked"]
     assert document["layout"] == {"tp": 2, "dp": 1}
     gpt = make_checkpoint(tmp_path / "gpt")
-    for folder, protocols in ((bert, ["masked"]), (gpt, ["megatron", "disjoint"])):
+    for folder, protocols in ((bert, ["masked"]), (gpt, ["megatron", "disjoint", "lm-eval"])):
         assert run_here(f"tasks check wikitext103 --data {SAMPLES} --tokenizer {folder} --context 64 --json") == 0
         found = json.loads(capsys.readouterr().out)
         assert list(found) == [f"wikitext103/{name}" for name in protocols]

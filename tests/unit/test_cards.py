@@ -61,17 +61,28 @@ def test_each_card_is_consistent(name: str) -> None:
         ("mnli", "bert", "mnli/megatron"),
         ("squad", "bert", "squad/v1"),
         ("lambada", "gpt", "lambada/megatron-strict"),
-        ("race/likelihood", "gpt", "race/likelihood"),
+        ("race/all", "gpt", "race/all"),
     ],
 )
 def test_a_tasks_name_means_the_default_protocol_of_the_models_family(name: str, family: str, expected: str) -> None:
     assert chosen(name, family=family) == [expected]
 
 
-def test_all_means_the_protocols_of_the_family_each_once() -> None:
-    assert chosen("race/all", family="bert") == ["race/megatron", "race/longest-context"]
-    assert chosen("race", "race/all", "piqa", family="gpt") == ["race/last-token", "race/likelihood", "piqa/lm-eval"]
-    assert [protocol.id for _, protocol in select(["race/all"])] == [item.id for item in load_card("race").protocols]
+def test_a_star_means_the_protocols_of_the_family_each_once() -> None:
+    assert chosen("race/*", family="bert") == ["race/megatron", "race/longest-context"]
+    zero_shot = ["race/all", "race/lm-eval", "race/gpt3"]
+    assert chosen("race", "race/*", "piqa", family="gpt") == ["race/last-token", *zero_shot, "piqa/lm-eval"]
+    assert [protocol.id for _, protocol in select(["race/*"])] == [item.id for item in load_card("race").protocols]
+
+
+def test_all_means_every_protocol_unless_one_is_called_so() -> None:
+    for name in ("lambada", "wikitext103", "piqa"):
+        assert select([f"{name}/all"]) == select([f"{name}/*"])
+    assert [protocol.id for _, protocol in select(["race/all"])] == ["race/all"]
+    with pytest.raises(UsageError, match="`mnli/all` scores a BERT"):
+        chosen("mnli/all", family="gpt")
+    with pytest.raises(UsageError, match=r"`mnli/\*` scores a BERT"):
+        chosen("mnli/*", family="gpt")
 
 
 @pytest.mark.parametrize(("name", "family"), [("mnli", "gpt"), ("race/megatron", "gpt"), ("lambada", "bert")])
@@ -83,7 +94,7 @@ def test_a_task_without_a_protocol_for_the_family_says_what_there_is(name: str, 
 
 def test_a_card_says_which_protocols_are_defaults() -> None:
     card = load_card("race")
-    assert [card.is_default(protocol) for protocol in card.protocols] == [True, False, True, False]
+    assert [item.id for item in card.protocols if card.is_default(item)] == ["race/megatron", "race/last-token"]
     assert card.default_for("bert") == card.default_for() == "race/megatron"
     assert load_card("lambada").default_for("bert") == "lambada/megatron-strict"
     assert not load_card("wikitext103").is_default(load_card("wikitext103").protocol("masked"))

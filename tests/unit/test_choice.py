@@ -277,18 +277,18 @@ def test_cleaning_is_the_slow_one(text: str) -> None:
 
 @pytest.mark.parametrize("context", [60, 5000])
 def test_options_follow_the_prompt_after_a_space(context: int, race: Data, gpt: Tokenizer) -> None:
-    task = task_of("race/likelihood", race, gpt, context)
+    task = task_of("race/all", race, gpt, context)
     samples = QuestionSamples(task.items, Epochs(questions=24, batch=24, seed=1), context)
     places = [samples.epochs.place(number) for number in range(24)]
     for number, question in enumerate(race.questions):
         request = task.items[number].request
         assert isinstance(request, Likelihoods)
-        prompt = f"{question.context}\n\nQuestion: {question.question}\nAnswer:"
+        prompt = f"Article: {question.context}\n\n{question.question}"
         sample = samples[places.index(number)]
         ends = np.cumsum([0, *sample["lengths"]])
         for place, option in enumerate(question.options):
             whole = gpt.encode(f"{prompt} {option}")
-            found, before = request.options[place], len(gpt.encode(prompt))
+            found, before = request.options[place], len(gpt.encode(prompt.rstrip()))
             assert found.context.tolist() == whole[:before]
             assert found.target.tolist() == whole[before:][-context:]  # of a long option its end
             row = sample["ids"][ends[place] : ends[place + 1]].tolist()
@@ -296,7 +296,7 @@ def test_options_follow_the_prompt_after_a_space(context: int, race: Data, gpt: 
             assert row[sample["firsts"][place] :] == found.target.tolist()
 
 
-@pytest.mark.parametrize(("name", "context"), [("race/likelihood", 60), ("piqa/lm-eval", 128)])
+@pytest.mark.parametrize(("name", "context"), [("race/all", 60), ("piqa/lm-eval", 128)])
 def test_an_option_is_scored_as_it_is_trained(name: str, context: int, race: Data, gpt: Tokenizer) -> None:
     """Whatever is cut off or padded: the loss is the cross-entropy of the log-likelihoods that scoring gives."""
     data = race if name.startswith("race") else load_data(load_card("piqa"), SAMPLES, "train")

@@ -64,7 +64,7 @@ def of(root: Path, name: str, output: Path, *settings: str, task: str = "race", 
         ("bert", "mnli", "classification", ("classification_head.weight", "classification_head.bias")),
         ("bert", "squad", "span", ("span_head.weight", "span_head.bias")),
         ("gpt", "race", "multichoice", (*HEAD, "pooler.dense.weight", "pooler.dense.bias")),
-        ("gpt", "race/likelihood", None, ()),
+        ("gpt", "race/all", None, ()),
         ("gpt", "piqa", None, ()),
         ("race", "race", "multichoice", ()),
         ("race", "piqa", "multichoice", ()),
@@ -108,7 +108,20 @@ def test_a_classification_head_of_other_classes_is_another_head(root: Path, tmp_
 
 def test_the_language_models_head_is_never_drawn(root: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="`--init-head` draws no head"):
-        plan(of(root, "gpt", tmp_path / "run", task="race/likelihood", init_head=True), 1, 1)
+        plan(of(root, "gpt", tmp_path / "run", task="race/all", init_head=True), 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("task", "unit", "others"), [("race/gpt3", "token", ("all", "lm-eval")), ("piqa/byte-norm", "byte", ("lm-eval",))]
+)
+def test_nothing_is_finetuned_to_be_compared_by_length(
+    task: str, unit: str, others: tuple[str, ...], root: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=f"`{task}` compares log-probabilities per {unit}") as caught:
+        plan(of(root, "gpt", tmp_path / "run", task=task), 1, 1)
+    for name in others:
+        assert f"`{task.split('/')[0]}/{name}`" in caught.value.hint
+        plan(of(root, "gpt", tmp_path / name, task=f"{task.split('/')[0]}/{name}"), 1, 1)
 
 
 def test_drawn_heads_come_from_the_seed_and_all_else_from_the_checkpoint(root: Path, tmp_path: Path) -> None:
@@ -204,7 +217,7 @@ def test_what_is_new_is_said(root: Path, tmp_path: Path, capsys: pytest.CaptureF
         ({"task": "rcae"}, UsageError, "no task `rcae`"),
         ({"task": "lambada"}, UsageError, "scores a GPT"),
         ({"task": "wikitext103/masked"}, UsageError, "nothing is finetuned on `wikitext103/masked`"),
-        ({"task": "race/all"}, UsageError, "means 2 protocols"),
+        ({"task": "race/*"}, UsageError, "means 2 protocols"),
         ({"task": "race/last-token"}, UsageError, "`race/last-token` scores a GPT"),
         ({"seeds": 0}, UsageError, "`--seeds 0` leaves nothing to do"),
         ({"recipe": "rcae-small"}, UsageError, "no finetuning recipe `rcae-small`"),

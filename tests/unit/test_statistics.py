@@ -12,9 +12,11 @@ from scipy import stats
 from sklearn.metrics import accuracy_score, f1_score
 
 from mpeval.errors import DataError
+from mpeval.report import show_metric
 from mpeval.results import Metric
 from mpeval.statistics import (
     accuracy_metric,
+    bits_metric,
     clustered_accuracy_metric,
     clustered_error,
     f1_metric,
@@ -364,6 +366,22 @@ def test_one_document_has_no_error_bar() -> None:
     metric = ratio_perplexity_metrics([30.0], [10.0], {"p": 2.0})[0]
     assert metric.value == pytest.approx(math.exp(6.0))
     assert (metric.stderr, metric.low, metric.high) == (None, None, None)
+
+
+def test_bits_are_the_logarithm_of_the_perplexity_to_base_two() -> None:
+    losses, sizes = documents(25, seed=5)
+    perplexity = ratio_perplexity_metrics(losses.tolist(), sizes.tolist(), {"p": 1.0})[0]
+    bits = bits_metric("bits_per_byte", losses.tolist(), sizes.tolist())
+    assert (bits.name, bits.unit, bits.direction) == ("bits_per_byte", "bits", "min")
+    assert bits.interval == perplexity.interval
+    assert perplexity.low is not None
+    assert perplexity.high is not None
+    found = (bits.value, bits.low, bits.high)
+    assert found == pytest.approx(np.log2([perplexity.value, perplexity.low, perplexity.high]).tolist())
+    assert bits.stderr == pytest.approx(log_se(perplexity) / math.log(2))
+    alone = bits_metric("b", [30.0], [10.0])
+    assert (alone.value, alone.stderr, alone.low) == (pytest.approx(3 / math.log(2)), None, None)
+    assert show_metric(alone) == "4.3281"
 
 
 @given(losses=LOSSES)
