@@ -22,8 +22,8 @@ __all__ = ["Masked", "Request", "Response", "score", "score_any", "score_batch",
 
 BATCH_TOKENS = {"cpu": 768, "cuda": 32768}
 """Input tokens per forward pass: on a CPU about one cache's worth of activations, on a GPU enough to fill it."""
-ROW_TOKENS = 4096
-"""Tokens of a row that several sequences share, at most, unless the budget is larger: its mask holds their square."""
+ROW_TOKENS = 8192
+"""Tokens of a row that several sequences share, at most: its mask holds their square."""
 PAIR = 2.0
 """How much longer a FLOP of attention under a mask takes than one of a large matrix product."""
 LOGITS_BYTES = 128 << 20
@@ -92,7 +92,7 @@ def pack(model: GPT | BERT, requests: Sequence[AnyRequest], batch_tokens: int | 
     if model.config.family == "gpt" and all(isinstance(request, Request | Likelihoods) for request in requests):
         asked = [_asked(cast(Request | Likelihoods, request)) for request in requests]
         made = bundles(
-            [[_fit(one, model.config.context)[0][:-1] for one in row] for row in asked], _costs(model, budget)
+            [[_fit(one, model.config.context)[0][:-1] for one in row] for row in asked], _costs(model, batch_tokens)
         )
     else:
         made = [Bundle([n], [1] * len(request.lengths), list(request.lengths)) for n, request in enumerate(requests)]
@@ -111,12 +111,13 @@ def _asked(request: Request | Likelihoods) -> tuple[Request, ...]:
     return request.options if isinstance(request, Likelihoods) else (request,)
 
 
-def _costs(model: GPT | BERT, budget: int) -> Costs:
+def _costs(model: GPT | BERT, batch_tokens: int | None) -> Costs:
     """Say when sequences share a row, from the FLOPs of a block: of its weights per token, of attention per pair."""
     config = model.config
     attention = config.heads * config.head_dim
     weights = config.hidden * (config.qkv_rows + attention + config.ffn * (3 if config.swiglu else 2))
-    return Costs(exchange=weights / (2 * attention * PAIR), longest=max(budget, min(2 * config.context, ROW_TOKENS)))
+    longest = batch_tokens or min(2 * config.context, ROW_TOKENS)
+    return Costs(exchange=weights / (2 * attention * PAIR), longest=longest)
 
 
 def score_any(
