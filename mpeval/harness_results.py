@@ -174,7 +174,8 @@ def _of_group(name: str, tasks: Sequence[str], by_task: Mapping[str, Result], me
 
 def _source(config: Mapping[str, Any]) -> str:
     parts = [str(config[key]) for key in ("dataset_path", "dataset_name") if config.get(key)]
-    return " ".join(parts) or "a function of the task"
+    folder = (config.get("metadata") or {}).get("data")
+    return " ".join(parts) or "a function of the task" + (f", {folder}" if folder else "")
 
 
 def _data_digest(samples: Iterable[Sample]) -> str:
