@@ -27,7 +27,7 @@ def harness(context: typer.Context) -> None:
 
     mpeval harness run --model mpeval --model_args checkpoint=CKPT,tp=2 --tasks piqa --include_path tasks/harness
 
-    Of the model: checkpoint, tp, dp, dtype, device, tokenizer, batch_tokens, max_gen_toks, seed.
+    Arguments of the model: checkpoint, tp, dp, dtype, tokenizer, batch_tokens, max_gen_toks, seed.
     """
     from mpeval.harness.command import run
 

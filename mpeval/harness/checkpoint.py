@@ -37,12 +37,14 @@ def on_ranks(group: Group) -> Iterator[None]:
 
 
 def device_of(name: object) -> str:
-    """Return `cpu` or `cuda` for what lm-eval calls a device, such as `cuda:0` or nothing.
+    """Return `cpu` or `cuda` for what lm-eval calls a device.
+
+    Its command says `cuda:0` when nobody has said anything, so that is `auto` here.
 
     Raises:
         UsageError: another one.
     """
-    kind = "auto" if name is None else str(name).partition(":")[0]
+    kind = "auto" if name in {None, "cuda:0"} else str(name).partition(":")[0]
     if kind not in {"cpu", "cuda", "auto"}:
         raise UsageError(f"`device={name}` is unknown", "there are `cpu`, `cuda` and `auto`")
     return launch.device_of(kind)

@@ -86,8 +86,12 @@ def _model_asked_for(arguments: Sequence[str]) -> dict[str, Any] | None:
         from lm_eval.utils import simple_parse_args_string
 
         given = simple_parse_args_string(given)
-    device = parsed.get("device") or settings.get("device")
-    return {**({"device": device} if device else {}), **given}
+    if "device" in given:
+        raise UsageError(
+            f"`device={given['device']}` in `--model_args` stands beside lm-eval's own `--device`",
+            f"give `--device {given['device']}`",
+        )
+    return {**given, "device": parsed.get("device") or settings.get("device")}
 
 
 def _number(name: str, asked: Mapping[str, Any]) -> int | None:

@@ -25,7 +25,6 @@ PAIRS = [
     ("", "an empty context"),
     ("", " begun with a space"),
     ("ab", "c"),  # the tokens of the two together are not those of each
-    ("one word and an", "other"),
     ("Ünïcödé 日本", "語 🙂"),
     ("The lighthouse keeper climbed the stairs", " again"),
 ]
@@ -113,8 +112,9 @@ def test_pairs_are_divided_as_the_base_class_divides_them(lm: Any, text: Tokeniz
     assert encode_pairs(text, [("  ", "word")], 0)[0] == ([0], text.encode("  word"))
     end = text.encode("<|endoftext|>")
     assert encode_pairs(text, [("", "<|endoftext|>word")], end[0])[0] == (end, text.encode("word"))
-    with pytest.raises(DataError, match="nothing to score in the continuation '' of 'a context'"):
-        encode_pairs(text, [("a context", "")], 0)
+    for context, continuation in (("a context", ""), ("one word and an", "other")):  # of the latter one token is left
+        with pytest.raises(DataError, match=f"nothing to score in the continuation '{continuation}' of '{context}'"):
+            encode_pairs(text, [(context, continuation)], 0)
 
 
 def test_windows_are_those_of_lm_eval() -> None:
@@ -186,9 +186,8 @@ def test_documents_that_do_not_fit_are_counted_and_reported_once(
     with caplog.at_level(logging.WARNING, logger="mpeval.harness"):
         lm.loglikelihood(asked("loglikelihood", [(long, " One"), ("short", " One"), (long, " Two")]))
     assert lm.cut == {("made", 0): cut, ("made", 2): cut}
-    assert [record.getMessage() for record in caplog.records] == [
-        f"2 documents are scored without the left of their context: it is longer than the model's {CONFIG.context} tokens"
-    ]
+    [said] = [record.getMessage() for record in caplog.records]
+    assert said.startswith("2 documents are scored without the left of their context: it is longer than the model's")
     caplog.clear()
     with caplog.at_level(logging.WARNING, logger="mpeval.harness"):
         lm.generate_until(asked("generate_until", [("short", {}), (long, {"max_gen_toks": 2})] * 2))
@@ -209,10 +208,9 @@ def test_answers_go_through_lm_evals_cache(lm: Any, tmp_path: Path) -> None:
     for kind, arguments in requests.items():
         expected = getattr(lm, kind)(asked(kind, arguments))  # fills the cache by its hook
         kept[kind] = len(caching.dbdict)
-        caching.lm = None
         caching.lm = Answerless()
         assert getattr(caching, kind)(asked(kind, arguments)) == expected
-    assert kept == {"loglikelihood": 9, "loglikelihood_rolling": 11, "generate_until": 14}
+    assert kept == {"loglikelihood": 8, "loglikelihood_rolling": 10, "generate_until": 13}
     lm.set_cache_hook(CacheHook(None))
 
 
@@ -297,7 +295,7 @@ def test_more_new_tokens_than_the_context_has_are_refused(lm: Any) -> None:
         ("checkpoint={root},batch_size=8", "`batch_size=8`: batches are made by tokens", "batch_tokens=N"),
         ("checkpoint={root},device=tpu", "`device=tpu` is unknown", "`cuda`"),
         ("checkpoint={root},tp=2", "`tp=2,dp=1` needs ranks that know one another", "mpeval harness run"),
-        ("checkpoint={root}/none", "none", "check"),
+        ("checkpoint={root}/none", "no such checkpoint", "iter_0000001"),
     ],
 )
 def test_mistakes_in_its_arguments_are_named(arguments: str, said: str, hint: str, root: Path) -> None:
