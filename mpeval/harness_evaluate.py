@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING, Any, cast
 from mpeval import __version__, evaluate, launch
 from mpeval.checkpoint.open import open_checkpoint
 from mpeval.checkpoint.sharded import ShardedCheckpoint
-from mpeval.errors import CheckpointError, DataError, UsageError, suggest
+from mpeval.errors import DataError, UsageError, suggest
 from mpeval.evaluate import Options, publish
 from mpeval.finetuned import read_finetuned
 from mpeval.harness_results import Measured, protocol_of, results_of
 from mpeval.journal import Journal
 from mpeval.leaderboard import check_store
 from mpeval.parallel.group import broadcast_object, gather_objects
-from mpeval.provenance import checkpoint_info, digest_of, with_tokenizer
+from mpeval.provenance import check_causal, checkpoint_info, digest_of, with_tokenizer
 from mpeval.results import Layout, RunResults, now
 from mpeval.tokenizer import Tokenizer
 
@@ -115,19 +115,6 @@ def plan(options: Options, tp: int) -> tuple[ShardedCheckpoint, Tokenizer]:
     return with_tokenizer(checkpoint, options.tokenizer, options.checkpoint)
 
 
-def check_causal(checkpoint: ShardedCheckpoint, path: object) -> None:
-    """Refuse a BERT: lm-eval's tasks ask for the probability of what comes next.
-
-    Raises:
-        CheckpointError: it is one.
-    """
-    if checkpoint.config.family != "gpt":
-        raise CheckpointError(
-            f"`{path}` holds a BERT, and lm-eval's tasks ask a language model what comes next",
-            "give a GPT; for a BERT there are mpeval's own tasks, see `mpeval tasks list`",
-        )
-
-
 def run_rank(world: launch.World | None, job: tuple[Options, Asked]) -> None:
     """Evaluate as one rank; rank 0 writes and prints."""
     options, asked = job
@@ -145,21 +132,27 @@ def run_rank(world: launch.World | None, job: tuple[Options, Asked]) -> None:
 
 @contextmanager
 def _quiet(*, bars: bool) -> Iterator[None]:
-    """Keep lm-eval's notes to itself meanwhile, and with `bars` its progress bars."""
+    """Keep lm-eval's notes to itself meanwhile, and with `bars` its progress bars and those of its libraries."""
     from functools import partial
 
+    if bars:
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when the hub's library is imported
     from lm_eval.api import task
 
     loggers = [logging.getLogger(name) for name in ("lm_eval", "mpeval.harness")]
     before, bar = [each.level for each in loggers], task.tqdm
+    had = task.datasets.are_progress_bars_disabled()
     try:
         for each in loggers:
             each.setLevel(logging.ERROR)
         if bars:
             task.tqdm = partial(bar, disable=True)
+            task.datasets.disable_progress_bars()
         yield
     finally:
         task.tqdm = bar
+        if bars and not had:
+            task.datasets.enable_progress_bars()
         for each, level in zip(loggers, before, strict=True):
             each.setLevel(level)
 
@@ -196,6 +189,11 @@ def load_tasks(options: Options, asked: Asked) -> dict[str, Any]:
         if getattr(task, "MULTIMODAL", False):
             raise UsageError(f"`{name}` asks about images or sound", "choose tasks of text")
         _set_shots(task, asked.shots)
+    if asked.shots and not any(task.get_config("num_fewshot") for task in loaded["tasks"].values()):
+        raise UsageError(
+            f"`--num-fewshot {asked.shots}`: `{asked.tasks}` is asked without examples, by its own definition",
+            "leave the option out",
+        )
     if options.data and not any(task.get_config("custom_dataset") for task in loaded["tasks"].values()):
         raise UsageError(
             "`--data` is for tasks that read a folder, and none of these does",
@@ -278,6 +276,7 @@ def evaluate_tasks(
 
     from mpeval.checkpoint.load import load_model
     from mpeval.harness import LanguageModel
+    from mpeval.harness.answers import FILE, Answers
 
     digest = digest_of(checkpoint, group)
     dtype = options.dtype or checkpoint.dtype
@@ -291,11 +290,13 @@ def evaluate_tasks(
     }
     # rank 0's refusal of the output folder ends the other ranks too: they wait for the next line
     journal = Journal(options.output, identity) if group.world.rank == 0 else None
-    broadcast_object(None, group.world)
+    known = broadcast_object(_earlier(options.output) if journal else {}, group.world)
     model = model or cast("GPT", load_model(checkpoint, group, dtype))
     random.seed(SEEDS["random"])
     _seed_numpy_and_torch()
-    lm = LanguageModel(model, tokenizer, batch_tokens=options.batch_tokens, shown=not options.quiet)
+    writes = options.output is not None and group.tp.rank == 0
+    answers = Answers(known, options.output / FILE.format(group.dp.rank) if writes and options.output else None)
+    lm = LanguageModel(model, tokenizer, batch_tokens=options.batch_tokens, answers=answers, shown=not options.quiet)
     found = ask(lm=lm, task_dict=loaded, limit=options.limit, bootstrap_iters=0, log_samples=True)
     measured = _measured(lm, found, loaded)
     finetuned = read_finetuned(checkpoint.root)
@@ -320,6 +321,12 @@ def evaluate_tasks(
     return run_results
 
 
+def _earlier(output: Path | None) -> dict[str, Any]:
+    from mpeval.harness.answers import read_answers
+
+    return read_answers(output) if output else {}
+
+
 def _identity(tasks: Mapping[str, Any]) -> dict[str, Any]:
     """Return what, besides the model, samples of these tasks depend on."""
     import lm_eval
@@ -342,20 +349,23 @@ def _seed_numpy_and_torch() -> None:
 
 
 def _measured(lm: LanguageModel, found: Any, loaded: Mapping[str, Any]) -> Measured:
-    """Gather from all data-parallel ranks what lm-eval does not: cut documents, tokens and seconds."""
+    """Gather from all data-parallel ranks what lm-eval does not: cut and resumed documents, tokens and seconds."""
     import lm_eval
 
-    parts = gather_objects((lm.cut, lm.tokens, lm.seconds), lm.model.group.dp)
+    parts = gather_objects((lm.cut, lm.tokens, lm.asked, lm.seconds), lm.model.group.dp)
     tokens: Counter[str] = Counter()
     cut: dict[tuple[str, int], int] = {}
-    for cuts, counts, _ in parts:
+    asked: set[tuple[str, int]] = set()
+    for cuts, counts, documents, _ in parts:
         tokens.update(counts)
         cut.update(cuts)
+        asked |= documents
     return Measured(
         found=found or {},
         version=lm_eval.__version__,
         cut=cut,
         tokens=tokens,
+        asked=asked,
         seconds=max(seconds for *_, seconds in parts),
         flags={name: _flags_of(task) for name, task in loaded["tasks"].items()},
     )

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +36,9 @@ class Measured:
     cut: Mapping[tuple[str, int], int]
     """Tokens lost on the left, by task and document."""
     tokens: Mapping[str, int]
-    """Input tokens, by task."""
+    """Input tokens read in this run, by task."""
+    asked: Set[tuple[str, int]]
+    """The documents, by task, that no earlier run into the same folder had answered whole."""
     seconds: float
     """Of all tasks; each gets a share by its tokens."""
     flags: Mapping[str, tuple[str, ...]]
@@ -116,7 +118,7 @@ def _of_task(name: str, samples: Sequence[Sample], measured: Measured) -> Result
         data=DataInfo(source=_source(config), digest=_data_digest(samples), rows_expected=total),
         seconds=round(seconds, 3),
         tokens_per_second=round(measured.tokens.get(name, 0) / seconds, 1) if seconds else None,
-        items_resumed=0,
+        items_resumed=len(documents - {document for task, document in measured.asked if task == name}),
         harness=HarnessInfo(
             version=measured.version, task_version=str(found["versions"].get(name)), config=digest, shots=shots
         ),
@@ -161,7 +163,7 @@ def _of_group(name: str, tasks: Sequence[str], by_task: Mapping[str, Result], me
         ),
         seconds=round(seconds, 3),
         tokens_per_second=round(tokens / seconds, 1) if seconds else None,
-        items_resumed=0,
+        items_resumed=sum(member.items_resumed for member in members),
         harness=HarnessInfo(
             version=measured.version,
             task_version=version,

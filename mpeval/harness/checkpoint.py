@@ -17,10 +17,9 @@ from mpeval.checkpoint.open import open_checkpoint
 from mpeval.config import DTYPES
 from mpeval.errors import UsageError, suggest
 from mpeval.harness.model import SEED, LanguageModel
-from mpeval.harness_evaluate import check_causal
 from mpeval.models.gpt import GPT
 from mpeval.parallel.group import Group
-from mpeval.provenance import with_tokenizer
+from mpeval.provenance import check_causal, with_tokenizer
 
 _RANKS: ContextVar[Group | None] = ContextVar("_RANKS", default=None)
 KNOWN = ("checkpoint", "tp", "dp", "dtype", "device", "tokenizer", "batch_tokens", "max_gen_toks", "seed")

@@ -14,6 +14,7 @@ from lm_eval.api.model import TemplateLM
 
 from mpeval.errors import DataError, UsageError
 from mpeval.generate import generate
+from mpeval.harness.answers import Answers, key_of
 from mpeval.harness.pairs import encode_all, encode_pairs, rolling_windows
 from mpeval.harness.settings import Continuation
 from mpeval.items import Request
@@ -24,8 +25,8 @@ from mpeval.report import Advance, progress
 from mpeval.scoring import score
 from mpeval.tokenizer import Tokenizer, special_tokens
 
-CHUNK = 4096
-"""Requests handed to the engine at a time, in their order: so near one another that shared prefixes are found."""
+CHUNK = 1024
+"""Requests handed to the engine at a time, in their order: near ones share prefixes.  A killed run loses no more."""
 SEED = 1234
 """What random continuations start from, lm-eval's own number."""
 NEW_TOKENS = 256
@@ -38,7 +39,8 @@ class LanguageModel(TemplateLM):  # type: ignore[misc]
 
     Attributes:
         cut: tokens that a request lost on its left because it did not fit, by (task, document).
-        tokens: input tokens read, by task.
+        tokens: input tokens read, by task, without those of answers that were there already.
+        asked: the (task, document) that had no answer yet.
         seconds: time spent in the engine.
     """
 
@@ -50,6 +52,7 @@ class LanguageModel(TemplateLM):  # type: ignore[misc]
         batch_tokens: int | None = None,
         max_gen_toks: int | None = None,
         seed: int = SEED,
+        answers: Answers | None = None,
         shown: bool = True,
     ) -> None:
         """Wrap a model in evaluation mode.
@@ -60,6 +63,7 @@ class LanguageModel(TemplateLM):  # type: ignore[misc]
             batch_tokens: input tokens per forward pass (default by device).
             max_gen_toks: new tokens where a task does not say how many.
             seed: of random continuations.
+            answers: of earlier runs, and where to write new ones (default: nowhere).
             shown: whether a terminal gets a progress bar.
         """
         super().__init__()
@@ -68,8 +72,10 @@ class LanguageModel(TemplateLM):  # type: ignore[misc]
         self.batch_tokens, self.seed = batch_tokens, seed
         self.max_gen_toks = max_gen_toks or min(NEW_TOKENS, model.config.context // 2)
         self.shown = shown and group.world.rank == 0
+        self.answers = answers or Answers()
         self.cut: dict[tuple[str, int], int] = {}
         self.tokens: Counter[str] = Counter()
+        self.asked: set[tuple[str, int]] = set()
         self.seconds = 0.0
         self._rank, self._world_size, self._device = group.dp.rank, group.dp.ranks, group.device
         self._begin, self._end = special_tokens(tokenizer)
@@ -137,30 +143,33 @@ class LanguageModel(TemplateLM):  # type: ignore[misc]
         pairs = encode_pairs(self.text, texts, self.prefix_token_id)
         with self._noting("scored"):
             for request, pair in zip(requests, pairs, strict=True):
-                self._note(request, sum(map(len, pair)) - 1, self.max_length)
+                self._note(request, key_of(*pair), sum(map(len, pair)) - 1, self.max_length)
         tokens = [(text, *pair) for text, pair in zip(texts, pairs, strict=True)]
         return self._loglikelihood_tokens(tokens, disable_tqdm=disable_tqdm)
 
     def _loglikelihood_tokens(
         self,
-        requests: list[tuple[tuple[str, str] | None, list[int], list[int]]],
+        requests: Sequence[tuple[tuple[str, str] | None, list[int], list[int]]],
         disable_tqdm: bool = False,
         **_: Any,
     ) -> list[tuple[float, bool]]:
         """Score tokens given tokens; with each the texts they came from, for lm-eval's cache, or None."""
-        answers: list[tuple[float, bool]] = []
+        keys = [key_of(context, target) for _, context, target in requests]
+        todo = self.answers.missing(keys)
         with self._timed("log-probabilities", len(requests), disable_tqdm) as advance:
-            for low in range(0, len(requests), CHUNK):
-                part = requests[low : low + CHUNK]
-                asked = [Request(context=context, target=target) for _, context, target in part]
-                for (texts, *_), response in zip(
-                    part, score(self.model, asked, batch_tokens=self.batch_tokens), strict=True
-                ):
-                    answer = (response.log_probability, response.greedy)
-                    answers.append(answer)
-                    if texts is not None:
-                        self.cache_hook.add_partial("loglikelihood", texts, answer)
+            advance(len(requests) - len(todo), 0)
+            for low in range(0, len(todo), CHUNK):
+                part = todo[low : low + CHUNK]
+                asked = [Request(context=requests[place][1], target=requests[place][2]) for place in part]
+                scored = score(self.model, asked, batch_tokens=self.batch_tokens)
+                self.answers.add({keys[place]: list(found[:2]) for place, found in zip(part, scored, strict=True)})
                 advance(len(part), sum(min(request.inputs, self.max_length) for request in asked))
+        answers = []
+        for (texts, *_), key in zip(requests, keys, strict=True):
+            log_probability, greedy = self.answers.known[key]
+            answers.append((float(log_probability), bool(greedy)))
+            if texts is not None:
+                self.cache_hook.add_partial("loglikelihood", texts, answers[-1])
         return answers
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
@@ -172,7 +181,8 @@ class LanguageModel(TemplateLM):  # type: ignore[misc]
             made = list(rolling_windows(ids[request.args[0]], self.prefix_token_id, self.max_length))
             windows += [(None, *window) for window in made]
             counts.append(len(made))
-            self.tokens[str(request.task_name)] += sum(len(context) + len(target) - 1 for context, target in made)
+            for window in made:
+                self._note(request, key_of(*window), sum(map(len, window)) - 1, self.max_length)
         scores = iter(self._loglikelihood_tokens(windows, disable_tqdm=disable_tqdm))
         totals = [float(sum(next(scores)[0] for _ in range(count))) for count in counts]
         for request, total in zip(requests, totals, strict=True):
@@ -205,34 +215,36 @@ class LanguageModel(TemplateLM):  # type: ignore[misc]
             )
         until = [*wanted.until, self.text.decode([self.eot_token_id])]
         ids = encode_all(self.text, (request.args[0] for request in requests))
+        prompts, streams, keys = [], [], []
         seen: Counter[tuple[int, ...]] = Counter()
-        texts: list[str] = []
-        for low in range(0, len(requests), CHUNK):
-            part = requests[low : low + CHUNK]
-            prompts, streams = [], []
-            for request in part:
-                prompt = ids[request.args[0]] or [self.prefix_token_id]
-                self._note(request, len(prompt), longest)
-                prompts.append(prompt[-longest:])
-                name = (int(request.doc_id or 0), int(request.idx or 0))
-                streams.append((*name, seen[name]))  # a request that comes again is drawn anew
-                seen[name] += 1
+        for request in requests:
+            prompt = ids[request.args[0]] or [self.prefix_token_id]
+            name = (int(request.doc_id or 0), int(request.idx or 0))
+            prompts.append(prompt[-longest:])
+            streams.append((*name, seen[name]) if wanted.sampling else ())  # one that comes again is drawn anew
+            seen[name] += 1
+            keys.append(key_of(prompts[-1], wanted.limit, until, repr(wanted.sampling), streams[-1]))
+            self._note(request, keys[-1], len(prompt), longest)
+        todo = self.answers.missing(keys)
+        advance(len(requests) - len(todo), 0)
+        for low in range(0, len(todo), CHUNK):
+            part = todo[low : low + CHUNK]
             made = generate(
                 self.model,
-                prompts,
+                [prompts[place] for place in part],
                 limit=wanted.limit,
                 end=self.eot_token_id,
                 sampling=wanted.sampling,
                 stop=wanted.stopper(self.text, until),
-                streams=streams,
+                streams=[streams[place] for place in part],
             )
-            for request, generated in zip(part, made, strict=True):
-                text = wanted.ended(self.text.decode(generated.ids), until)
-                texts.append(text)
-                self.tokens[str(request.task_name)] += len(generated.ids)
-                self.cache_hook.add_partial("generate_until", request.args, text)
+            texts = [wanted.ended(self.text.decode(generated.ids), until) for generated in made]
+            self.answers.add({keys[place]: text for place, text in zip(part, texts, strict=True)})
             advance(len(part), sum(len(generated.ids) for generated in made))
-        return texts
+        found = [str(self.answers.known[key]) for key in keys]
+        for request, text in zip(requests, found, strict=True):
+            self.cache_hook.add_partial("generate_until", request.args, text)
+        return found
 
     # ---- what is kept of requests ----
 
@@ -243,12 +255,14 @@ class LanguageModel(TemplateLM):  # type: ignore[misc]
             yield advance
         self.seconds += time.perf_counter() - begin
 
-    def _note(self, request: Any, inputs: int, room: int) -> None:
+    def _note(self, request: Any, key: str, inputs: int, room: int) -> None:
         """Count a request's tokens, and those it loses because it has more than there is `room` for."""
-        self.tokens[str(request.task_name)] += min(inputs, room)
+        document = (str(request.task_name), int(request.doc_id or 0))
+        if key not in self.answers.earlier:
+            self.asked.add(document)
+            self.tokens[document[0]] += min(inputs, room)
         if inputs > room:
-            key = (str(request.task_name), int(request.doc_id or 0))
-            self.cut[key] = max(self.cut.get(key, 0), inputs - room)
+            self.cut[document] = max(self.cut.get(document, 0), inputs - room)
 
     @contextmanager
     def _noting(self, verb: str) -> Iterator[None]:

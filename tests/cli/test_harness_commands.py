@@ -39,7 +39,7 @@ def test_results_samples_and_records_are_those_of_any_evaluation(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     store, output = tmp_path / "store.jsonl", tmp_path / "out"
-    command = f"evaluate {DEMO} --harness piqa,lambada_gen* {OWN} --num-fewshot 2 --limit 6 "
+    command = f"evaluate {DEMO} --harness piqa,lambada_gen* {OWN} --num-fewshot 2 --limit 6 --dtype float32 "
     command += f"--output {output} --record {store}"
     assert run_here(f"{command} --json") == 0
     printed = capfd.readouterr()
@@ -58,8 +58,23 @@ def test_results_samples_and_records_are_those_of_any_evaluation(
     ] * 6
     assert sum(sample["correct"] for sample in samples[:6]) == piqa["n_correct"]
     assert run["command"].startswith("mpeval evaluate")
-    # the same command again finds its own folder, and adds no record twice
+    assert [item["items_resumed"] for item in run["results"]] == [0, 0]
+    # killed in the middle of a line, the same command goes on, asks only what is missing, and adds no record twice
+    answers = output / "lm-eval-answers-000.jsonl"
+    whole = answers.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    assert len(lines) == 6 * 2 + 6
+    answers.write_bytes(b"".join(lines[:7]) + lines[7][:20])
     assert run_here(f"{command} --quiet") == 0
+    again = [json.loads(line) for line in answers.read_text().splitlines()]
+    assert [key for key, _ in again] == [json.loads(line)[0] for line in lines]
+    assert [answer[0] for _, answer in again[:12]] == pytest.approx(
+        [json.loads(line)[1][0] for line in lines[:12]], abs=1e-4
+    )
+    assert [item["items_resumed"] for item in document(output)["results"]] == [3, 0]
+    assert run_here(f"{command} --quiet") == 0
+    assert [item["items_resumed"] for item in document(output)["results"]] == [6, 6]
+    assert {item["tokens_per_second"] for item in document(output)["results"]} == {None}
     assert len((output / "samples.jsonl").read_text().splitlines()) == 12
     assert len(store.read_text().splitlines()) == 2
     assert [item["metrics"] for item in document(output)["results"]] == [item["metrics"] for item in run["results"]]
@@ -99,6 +114,18 @@ MISTAKES: dict[str, tuple[str, int, str, str]] = {
     "more ranks than documents": (f"{PIQA} --limit 1 --dp 2", 2, "`piqa` has 1 documents for 2", "--dp 1"),
     "an unknown task": (f"evaluate {DEMO} --harness piqqa {OWN}", 2, "lm-eval has no task `piqqa`", "`piqa`?"),
     "a name like no other": (f"evaluate {DEMO} --harness 0 {OWN}", 2, "lm-eval has no task `0`", "harness ls tasks"),
+    "examples where there are none": (
+        f"evaluate {DEMO} --harness bare --include-path bare --num-fewshot 2",
+        2,
+        "`--num-fewshot 2`: `bare` is asked without examples",
+        "leave the option out",
+    ),
+    "data that nobody reads": (
+        f"evaluate {DEMO} --harness bare --include-path bare --data .",
+        2,
+        "`--data` is for tasks that read a folder, and none of these does",
+        "tasks/harness",
+    ),
     "no checkpoint": (f"evaluate none --harness piqa {OWN}", 1, "no such checkpoint", ""),
 }
 
@@ -113,6 +140,13 @@ def test_mistakes_end_in_one_line_and_a_hint(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(launch, "run_local", forked)
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare/row.jsonl").write_text('{"text": "one two"}\n')
+    (tmp_path / "bare/bare.yaml").write_text(
+        "task: bare\ndataset_path: json\noutput_type: loglikelihood_rolling\ntest_split: test\nnum_fewshot: 0\n"
+        f"dataset_kwargs: {{data_files: {{test: {tmp_path / 'bare/row.jsonl'}}}}}\n"
+        "doc_to_text: ''\ndoc_to_target: '{{text}}'\nmetric_list: [{metric: bits_per_byte}]\n"
+    )
     command, code, error, hint = MISTAKES[name]
     assert run_here(command) == code
     said = capsys.readouterr()

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from harnessing import CONFIG, hf_backend, loaded, make_gpt
 
-from mpeval.errors import DataError, MpevalError, TokenizerError, UsageError
+from mpeval.errors import DataError, MpevalError, OutputError, TokenizerError, UsageError
 from mpeval.generate import generate
+from mpeval.harness.answers import FILE, Answers, read_answers
 from mpeval.harness.pairs import encode_pairs, rolling_windows
 from mpeval.harness.settings import Continuation
 from mpeval.tokenizer import Tokenizer, find_tokenizer, special_tokens
@@ -212,6 +213,27 @@ def test_answers_go_through_lm_evals_cache(lm: Any, tmp_path: Path) -> None:
         assert getattr(caching, kind)(asked(kind, arguments)) == expected
     assert kept == {"loglikelihood": 8, "loglikelihood_rolling": 10, "generate_until": 13}
     lm.set_cache_hook(CacheHook(None))
+
+
+def test_answers_on_disk_are_found_again(tmp_path: Path) -> None:
+    first, second = (tmp_path / FILE.format(number) for number in (0, 12))
+    Answers(path=first).add({"a": [-1.5, True], "b": "text"})
+    Answers(path=second).add({"c": 0.25})
+    with second.open("ab") as file:
+        file.write(b'["d", [-3')
+    known = read_answers(tmp_path)
+    assert known == {"a": [-1.5, True], "b": "text", "c": 0.25}
+    again = Answers(known, second)
+    assert again.missing(["a", "d", "d", "e", "c"]) == [1, 3]
+    again.add({"d": 1})
+    assert again.missing(["d"]) == []
+    assert again.earlier == {"a", "b", "c"}
+    assert read_answers(tmp_path) == {**known, "d": 1}
+    second.write_text('["a", 1]\n{"a": \n["b", 2]\n')
+    with pytest.raises(OutputError, match="line 2 is damaged"):
+        read_answers(tmp_path)
+    with pytest.raises(OutputError, match="cannot write"):
+        Answers(path=tmp_path / "none" / "file").add({"a": 1})
 
 
 class Answerless:
