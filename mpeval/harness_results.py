@@ -227,24 +227,33 @@ def _with_bars(name: str, value: float, direction: Any, samples: Sequence[Sample
     key = name.partition("/")[0]
     values = [sample[key] for sample in samples]
     clusters = [str(sample["doc_id"]) for sample in samples]
+    perplexity = "perplexity" in key and value > 0
     if values and all(map(_is_number, values)):
         plain = [float(item) for item in values]
         mean = math.fsum(plain) / len(plain)
-        if math.isclose(mean, value, rel_tol=1e-9, abs_tol=1e-12):
+        if _equal(mean, value):
             if set(plain) <= {0.0, 1.0}:
                 return accuracy_metric(round(sum(plain)), len(plain), name)
             if direction == "max" and min(plain) >= 0 and max(plain) <= 1:
                 return mean_metric(name, plain, clusters)
             return number_metric(name, plain, direction)
-        if mean <= 0 and math.isclose(-mean, math.log(max(value, 1e-300)), rel_tol=1e-9, abs_tol=1e-12):
+        if perplexity and _equal(-mean, math.log(value)):
             return mean_perplexity_metric(name, [-item for item in plain])
-    if values and all(isinstance(item, tuple | list) and len(item) == 2 for item in values):
+    if values and perplexity and all(map(_is_ratio, values)):
         losses, weights = [-float(item[0]) for item in values], [float(item[1]) for item in values]
-        ratio = math.fsum(losses) / math.fsum(weights)
-        if math.isclose(ratio, math.log(max(value, 1e-300)), rel_tol=1e-9, abs_tol=1e-12):
+        if _equal(math.fsum(losses) / math.fsum(weights), math.log(value)):
             return ratio_perplexity_metrics(losses, weights, {name: 1.0})[0]
     share = direction == "max" and 0 <= value <= 1
     return Metric(name=name, value=value, unit="proportion" if share else "number", direction=direction)
+
+
+def _equal(one: float, other: float) -> bool:
+    return math.isclose(one, other, rel_tol=1e-9, abs_tol=1e-12)
+
+
+def _is_ratio(value: Any) -> bool:
+    """Tell a log-probability with what it is divided by from other pairs."""
+    return isinstance(value, tuple | list) and len(value) == 2 and all(map(_is_number, value)) and value[1] > 0
 
 
 def _is_number(value: Any) -> bool:

@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+from zlib import crc32
 
 from lm_eval.api.model import TemplateLM
 
@@ -165,7 +166,7 @@ class LanguageModel(TemplateLM):  # type: ignore[misc]
                 self.answers.add({keys[place]: list(found[:2]) for place, found in zip(part, scored, strict=True)})
                 advance(len(part), sum(min(request.inputs, self.max_length) for request in asked))
         answers = []
-        for (texts, *_), key in zip(requests, keys, strict=True):
+        for (texts, _context, _target), key in zip(requests, keys, strict=True):
             log_probability, greedy = self.answers.known[key]
             answers.append((float(log_probability), bool(greedy)))
             if texts is not None:
@@ -219,7 +220,7 @@ class LanguageModel(TemplateLM):  # type: ignore[misc]
         seen: Counter[tuple[int, ...]] = Counter()
         for request in requests:
             prompt = ids[request.args[0]] or [self.prefix_token_id]
-            name = (int(request.doc_id or 0), int(request.idx or 0))
+            name = (crc32(str(request.task_name).encode()), int(request.doc_id or 0), int(request.idx or 0))
             prompts.append(prompt[-longest:])
             streams.append((*name, seen[name]) if wanted.sampling else ())  # one that comes again is drawn anew
             seen[name] += 1

@@ -87,8 +87,9 @@ def test_perplexities_are_known_by_their_arithmetic() -> None:
     assert (metric.unit, metric.interval) == ("perplexity", "student-t of articles")
 
 
-def test_numbers_that_are_no_means_have_no_interval() -> None:
-    rows = [sample(i, bleu=("reference", "text")) for i in range(3)]
+@pytest.mark.parametrize("kept", [("reference", "text"), (1, 0), (-3.0, 2)], ids=repr)
+def test_numbers_that_are_no_means_have_no_interval(kept: tuple[Any, ...]) -> None:
+    rows = [sample(i, bleu=kept) for i in range(3)]
     [metric] = metrics_of({"bleu,none": 31.5}, rows)
     assert (metric.value, metric.unit, metric.low, metric.stderr) == (31.5, "number", None, None)
 
