@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mpeval import __version__, cli_checkpoint, cli_corpus, cli_data, cli_finetune, cli_train
+from mpeval import __version__, cli_checkpoint, cli_corpus, cli_data, cli_finetune, cli_harness, cli_train
 from mpeval.cli_options import (
     AllowOption,
     CheckpointArg,
@@ -54,7 +54,9 @@ def top(
 @app.command()
 def evaluate(
     checkpoint: CheckpointArg,
-    task: Annotated[list[str], typer.Option("--task", help="Task, TASK/PROTOCOL or TASK/all; may be repeated.")],
+    task: Annotated[
+        list[str] | None, typer.Option("--task", help="Task, TASK/PROTOCOL or TASK/all; may be repeated.")
+    ] = None,
     tp: TpOption = None,
     dp: DpOption = None,
     dtype: Annotated[
@@ -84,6 +86,9 @@ def evaluate(
         int | None, typer.Option("--batch-tokens", min=1, help="Input tokens per forward pass (default by device).")
     ] = None,
     settings: SetOption = None,
+    harness: cli_harness.HarnessOption = None,
+    num_fewshot: cli_harness.ShotsOption = None,
+    include_path: cli_harness.IncludeOption = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print no progress and no table.")] = False,
 ) -> None:
     """Score a checkpoint on benchmarks.
@@ -93,14 +98,17 @@ def evaluate(
     Many nodes:   torchrun --nnodes 2 --nproc-per-node 8 ... -m mpeval evaluate CKPT --task lambada --tp 8
 
     Slurm:        srun --ntasks 16 mpeval evaluate CKPT --task lambada --tp 8
+
+    lm-eval:      mpeval evaluate CKPT --harness arc_easy,hellaswag --num-fewshot 5
     """
     from mpeval.config import DTYPES, parse_overrides
-    from mpeval.evaluate import Options, run
+    from mpeval.evaluate import Options
+    from mpeval.harness_evaluate import Asked, run
 
     run(
         Options(
             checkpoint=checkpoint,
-            tasks=tuple(task),
+            tasks=tuple(task or ()),
             tp=tp,
             dp=dp,
             dtype=known("--dtype", dtype, DTYPES),
@@ -120,7 +128,8 @@ def evaluate(
             settings=tuple(parse_overrides(settings or []).items()),
             quiet=quiet,
             command=shlex.join(["mpeval", *sys.argv[1:]]),
-        )
+        ),
+        Asked(tasks=harness, shots=num_fewshot, include=include_path),
     )
 
 
@@ -136,6 +145,7 @@ for command in (
     cli_finetune.ensemble,
 ):
     app.command()(command)
+app.command(context_settings=cli_harness.PASSED_ON)(cli_harness.harness)
 
 
 @tasks_app.command("list")

@@ -77,7 +77,7 @@ class Plan:
 def run(options: Options) -> None:
     """Evaluate with as many ranks as asked for: here, as new local processes, or as one of torchrun's or Slurm's."""
     if options.from_predictions is not None:
-        _publish(_rescored(options, options.from_predictions), options)
+        publish(_rescored(options, options.from_predictions), options)
         return
     options = replace(options, device=launch.device_of(options.device))
     world = launch.world_of(os.environ)
@@ -132,7 +132,7 @@ def run_rank(world: launch.World | None, options: Options) -> None:
         made = plan(options, tp)
         results = evaluate(made, options, group)
         if group.world.rank == 0:
-            _publish(results, options)
+            publish(results, options)
 
 
 def plan(options: Options, tp: int) -> Plan:
@@ -218,7 +218,7 @@ def evaluate(made: Plan, options: Options, group: Group, model: GPT | BERT | Non
         tokenizer_digest=made.tokenizer.digest,
         layout=Layout(tp=group.tp.ranks, dp=group.dp.ranks),
         dtype=dtype,
-        device=_device_name(group),
+        device=device_name(group),
         megatron_exact=options.megatron_exact,
         results=results,
         command=options.command or shlex.join(sys.argv),
@@ -305,13 +305,14 @@ def _result(task: Task, data: Data, samples: list[Sample], *, seconds: float, to
     )
 
 
-def _device_name(group: Group) -> str:
+def device_name(group: Group) -> str:
+    """Name what the ranks compute on."""
     import torch
 
     return torch.cuda.get_device_name(group.device) if group.device.type == "cuda" else "cpu"
 
 
-def _publish(results: RunResults, options: Options) -> None:
+def publish(results: RunResults, options: Options) -> None:
     """Print the results, and append them to a leaderboard if asked to."""
     from mpeval.report import line, recorded, results_table
 

@@ -21,6 +21,7 @@ from mpeval.results import (
     CheckpointInfo,
     DataInfo,
     Document,
+    HarnessInfo,
     Layout,
     Metric,
     Result,
@@ -42,7 +43,7 @@ UNRANKED = (
 """A result with a flag that begins like one of these is shown, but never ranked against the published set."""
 
 
-_NEWER = {"split", "training", "seeds", "members"}
+_NEWER = {"split", "training", "seeds", "members", "harness"}
 
 
 class Record(Document):
@@ -79,6 +80,8 @@ class Record(Document):
     """Of the run that stands for several with other seeds."""
     members: list[str] = Field(default_factory=list)
     """Of an ensemble: name and digest of each."""
+    harness: HarnessInfo | None = None
+    """Of a task of lm-eval."""
 
     def document(self) -> dict[str, Any]:
         """Return plain JSON values; what stands empty in the newer fields is left out, so that older ids stay."""
@@ -152,6 +155,7 @@ def _record(run: RunResults, result: Result) -> Record:
         split=result.split,
         training=run.training,
         seeds=run.seeds,
+        harness=result.harness,
     )
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from mpeval.checkpoint.args import UNKNOWN_VOCAB
 from mpeval.checkpoint.sharded import ShardedCheckpoint, combine_digests
+from mpeval.errors import CheckpointError
 from mpeval.finetuned import Finetuned
 from mpeval.parallel.group import gather_objects
 from mpeval.results import CheckpointInfo
@@ -38,6 +39,19 @@ def with_tokenizer(
     own = checkpoint.format == "huggingface" and given is None
     check_fits(tokenizer, vocab=None if unknown or own else config.vocab, padded_vocab=config.padded_vocab)
     return (checkpoint.with_vocab(tokenizer.size, "tokenizer") if unknown else checkpoint), tokenizer
+
+
+def check_causal(checkpoint: ShardedCheckpoint, path: object) -> None:
+    """Refuse a BERT: lm-eval's tasks ask for the probability of what comes next.
+
+    Raises:
+        CheckpointError: it is one.
+    """
+    if checkpoint.config.family != "gpt":
+        raise CheckpointError(
+            f"`{path}` holds a BERT, and lm-eval's tasks ask a language model what comes next",
+            "give a GPT; for a BERT there are mpeval's own tasks, see `mpeval tasks list`",
+        )
 
 
 def checkpoint_info(

@@ -107,7 +107,7 @@ def show_metric(metric: Metric) -> str:
 def _number(value: float, unit: str) -> str:
     if unit == "proportion":
         return f"{100 * value:.2f} %"
-    if unit == "bits":
+    if unit in {"bits", "number"}:
         return f"{value:.4f}"
     return f"{value:.2f}" if value < 1e3 else f"{value:,.0f}" if value < 1e6 else f"{value:.2e}"
 

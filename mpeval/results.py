@@ -35,7 +35,7 @@ class Metric(Strict):
 
     name: str
     value: float
-    unit: Literal["proportion", "perplexity", "bits"]
+    unit: Literal["proportion", "perplexity", "bits", "number"]
     direction: Literal["max", "min"]
     loss: float | None = None
     """Mean loss in nats, whose exponential a perplexity is."""
@@ -78,6 +78,20 @@ class Layout(Strict):
     dp: int
 
 
+class HarnessInfo(Strict):
+    """What of lm-eval a result was computed with."""
+
+    version: str
+    """The library's."""
+    task_version: str
+    config: str
+    """Digest of the task's configuration, functions included, without where its data come from."""
+    shots: int
+    """Answered examples before each question."""
+    tasks: list[str] = []
+    """Of a group: what was averaged."""
+
+
 class Result(Strict):
     """One benchmark under one protocol."""
 
@@ -104,6 +118,8 @@ class Result(Strict):
     """Items taken from an earlier, interrupted run into the same output folder."""
     split: str = ""
     """Part of the benchmark that was scored, empty in documents older than the choice of one."""
+    harness: HarnessInfo | None = None
+    """Of a task of lm-eval."""
 
 
 class TrainingInfo(Strict):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from mpeval.results import Metric
 
@@ -64,6 +65,21 @@ def mean_metric(name: str, values: Sequence[float], clusters: Sequence[str]) -> 
     else:
         low, high, interval = *_wilson(value, count), f"wilson of {unit}"
     return metric.model_copy(update={"stderr": stderr, "low": low, "high": high, "interval": interval})
+
+
+def number_metric(name: str, values: Sequence[float], direction: Literal["max", "min"]) -> Metric:
+    """Return the mean of numbers of any size, one an item; the interval is Student's."""
+    from scipy.stats import t
+
+    n = len(values)
+    value = math.fsum(values) / n
+    metric = Metric(name=name, value=value, unit="number", direction=direction)
+    if n == 1:
+        return metric
+    stderr = math.sqrt(math.fsum((item - value) ** 2 for item in values) / (n - 1) / n)
+    reach = float(t.ppf(0.5 + LEVEL / 2, n - 1)) * stderr
+    bars = {"stderr": stderr, "low": value - reach, "high": value + reach, "interval": "student-t of items"}
+    return metric.model_copy(update=bars)
 
 
 def clustered_error(values: Sequence[float], clusters: Sequence[str]) -> float:

@@ -189,6 +189,29 @@ def _wordpiece(path: Path) -> Any:
     return backend
 
 
+def special_tokens(tokenizer: Tokenizer) -> tuple[int, int]:
+    """Return the ids that begin and end a text: what `tokenizer_config.json` names, else `<|endoftext|>` for both.
+
+    Where only the end is named, it begins a text too.
+
+    Raises:
+        TokenizerError: the tokenizer has neither.
+    """
+    settings = tokenizer.path / SETTINGS
+    known = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+
+    def named(key: str) -> int | None:
+        token = known.get(key)
+        token = token.get("content") if isinstance(token, dict) else token
+        found = tokenizer.backend.token_to_id(token) if isinstance(token, str) else None
+        return None if found is None else int(found)
+
+    end = named("eos_token")
+    end = tokenizer.end_of_text if end is None else end
+    begin = named("bos_token")
+    return (end if begin is None else begin), end
+
+
 def check_fits(tokenizer: Tokenizer, *, vocab: int | None, padded_vocab: int) -> None:
     """Refuse a tokenizer that is not the checkpoint's: `vocab` is its true size, None where it is not known."""
     if vocab is not None and tokenizer.size == vocab:

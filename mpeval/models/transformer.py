@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import NamedTuple, Unpack
 
@@ -44,6 +45,8 @@ class Pass(NamedTuple):
     """[batch, 1, 1 or time, time] bool, the keys that may be attended to, by all queries or by each; none: all."""
     causal: bool = True
     """Whether each position attends to itself and the positions before it only."""
+    keep: Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+    """Takes an attention's keys and values, and gives those to attend to (`models/cache.py`); none: just these."""
 
     def seen_from(self, places: Tensor, time: int) -> Pass:
         """Return this for some queries of each row, at `places` [batch, queries] of `time`, by a mask of their own."""
@@ -153,6 +156,8 @@ class Attention(nn.Module):
         if run.rotation is not None:
             query = (run.rotation if places is None else run.rotation.at(places))(query)
             key = run.rotation(key)
+        if run.keep is not None:
+            key, value = run.keep(self, key, value)
         mixed = self._mix(query, key, value, run if places is None else run.seen_from(places, x.shape[1]))
         mixed = mixed.transpose(1, 2).flatten(-2)  # of [batch, heads_local, time, head_dim]
         result: Tensor = self.out(mixed if one else pick(mixed, at))

@@ -64,8 +64,21 @@ def token_scores(logits: Tensor, targets: Tensor, *, first: int, axis: Axis) -> 
     sums = (logits - top.unsqueeze(-1)).exp_().sum(dim=-1)
     picked, owned = _own_target(logits, targets, first)
     total, target = all_reduced(torch.stack([sums, torch.where(owned, picked - top, 0.0)]), axis)
-    best = all_reduced(torch.where(peak == top, where + first, torch.iinfo(torch.int64).max), axis, "min")
-    return TokenScores(target - total.log(), best)
+    return TokenScores(target - total.log(), _lowest_of_best(peak, top, where + first, axis))
+
+
+def best_tokens(logits: Tensor, *, first: int, axis: Axis) -> Tensor:
+    """Return the most likely id of each row of this rank's columns [n, columns], [n] int64; of equals the lowest.
+
+    Arguments as in `token_scores`.  Sends two all-reduces of n numbers: the maximum, then where it is.
+    """
+    peak, where = _max_or_floor(logits.float())
+    return _lowest_of_best(peak, all_reduced(peak, axis, "max"), where + first, axis)
+
+
+def _lowest_of_best(peak: Tensor, top: Tensor, ids: Tensor, axis: Axis) -> Tensor:
+    """Return the lowest of the `ids` whose rank has the highest logit of all; sends one all-reduce."""
+    return all_reduced(torch.where(peak == top, ids, torch.iinfo(torch.int64).max), axis, "min")
 
 
 class _CrossEntropy(torch.autograd.Function):

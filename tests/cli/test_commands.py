@@ -46,8 +46,9 @@ OPTIONS: dict[str, set[str]] = {
     "evaluate": {
         *("--task", "--tp", "--dp", "--dtype", "--device", "--data", "--tokenizer", "--limit", "--output", "--json"),
         *("--record", "--megatron-exact", "--allow-modified-data", "--batch-tokens", "--set", "--quiet", "--help"),
-        *("--split", "--from-predictions", "--cache"),
+        *("--split", "--from-predictions", "--cache", "--harness", "--num-fewshot", "--include-path"),
     },
+    "harness": {"--help"},
     "inspect": {"--json", "--set", "--tensors", "--scan", "--help"},
     "convert": {
         *("--format", "--tp", "--pp", "--dtype", "--vocab-size", "--force", "--json", "--set", "--quiet", "--help"),

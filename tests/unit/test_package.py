@@ -62,7 +62,18 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
     "scoring.py": ("mpeval.checkpoint", "mpeval.tasks", "mpeval.evaluate"),
     "heads.py": ("mpeval.checkpoint", "mpeval.tasks", "mpeval.evaluate", "mpeval.scoring"),
     "rounds.py": ("mpeval.checkpoint", "mpeval.evaluate", "mpeval.train"),
-    "evaluate.py": ("mpeval.train", "mpeval.finetune", "mpeval.running"),
+    "generate.py": ("mpeval.checkpoint", "mpeval.tasks", "mpeval.evaluate", "lm_eval"),
+    "harness/": ("mpeval.tasks", "mpeval.evaluate", "mpeval.train"),
+    "harness_results.py": NO_TORCH,
+    "harness_evaluate.py": ("mpeval.train", "mpeval.finetune", "mpeval.running", "mpeval.tasks"),
+    "evaluate.py": (
+        "mpeval.harness",
+        "mpeval.harness_evaluate",
+        "lm_eval",
+        "mpeval.train",
+        "mpeval.finetune",
+        "mpeval.running",
+    ),
     "": ("mpeval.cli",),
 }
 """Which modules (a file, or a folder's) may not import what, in type-checking blocks either."""
@@ -186,6 +197,10 @@ def test_only_parallel_and_launch_know_of_torch_distributed() -> None:
         ("tokenizers", {"tokenizer.py"}),
         ("matplotlib", {"plot.py"}),
         ("numba", {"corpus/compiled.py"}),
+        (
+            "lm_eval",
+            {"harness/model.py", "harness/checkpoint.py", "harness/command.py", "harness_evaluate.py"},
+        ),
     ],
 )
 def test_a_library_is_imported_in_one_module(library: str, allowed: set[str]) -> None:
