@@ -22,9 +22,11 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from random_checkpoint import SEED, SMALL
 from score_peers import Pair, ctranslate2, harness, transformers_loop
@@ -104,15 +106,16 @@ def median_time(work: Callable[[], Any], times: int = 5) -> float:
 
 def needed(model: GPT, requests: Sequence[Request]) -> tuple[int, int]:
     """Return tokens that must be computed, each shared one once, and targets that must be scored."""
-    tokens = 0
+    tokens, known = 0, set()
     for batch in pack(model, requests, None)[0]:
         rows = [
             [*requests[number].context, *requests[number].target][:-1][-SMALL.context :] for number in batch.requests
         ]
-        begin = 0
-        for count in batch.rows:
-            tokens += len(join([torch.tensor(row).numpy() for row in rows[begin : begin + count]]).ids)
-            begin += count
+        preamble = tuple(rows[0][: batch.preamble])
+        tokens += 0 if preamble in known else len(preamble)
+        known.add(preamble)
+        sequences = iter([np.array(row[batch.preamble :]) for row in rows])
+        tokens += sum(len(join(list(islice(sequences, count))).ids) for count in batch.rows)
     return tokens, sum(len(request.target) for request in requests)
 
 

@@ -131,6 +131,62 @@ def bundles(requests: Sequence[Sequence[np.ndarray]], costs: Costs) -> list[Bund
     return made
 
 
+LEAST = 64
+"""Tokens of a preamble at least: it is read by itself, and so few at a time are slow."""
+WORTH = 1024
+"""Tokens that a preamble must save in all."""
+
+
+def preambles(
+    requests: Sequence[Sequence[np.ndarray]], made: Sequence[Bundle], spare: Sequence[int]
+) -> list[tuple[int, list[Bundle]]]:
+    """Find what neighbouring bundles all begin with, such as the examples before every question of a task.
+
+    Rows are not longer than they may be, so what many sequences share stands once in each of many rows; keys and
+    values of a preamble can be computed once for all of them.
+
+    Args:
+        requests: the sequences of each.
+        made: what `bundles` made of them, in its order.
+        spare: how many tokens at the start of each request's sequences nothing is scored at.
+
+    Returns:
+        Pairs of a number of tokens, that all sequences of the bundles beside it begin with, and these bundles; 0 for
+        those that share too little.
+    """
+    found: list[tuple[int, list[Bundle]]] = [(0, [])]
+    run: list[Bundle] = []
+    length, first = 0, np.zeros(0, np.int64)
+    for bundle in [*made, None]:
+        if bundle is not None:
+            common = min(shared(first, _first(requests, bundle)), _common(requests, bundle, spare))
+            joint = min(length, common)
+            if run and joint >= LEAST and joint * len(run) >= length * (len(run) - 1):
+                run.append(bundle)
+                length = joint
+                continue
+        if length * (len(run) - 1) >= WORTH:
+            found.append((length, run))
+        else:
+            found[0][1].extend(run)
+        if bundle is not None:
+            run, first = [bundle], _first(requests, bundle)
+            length = _common(requests, bundle, spare)
+    return [(length, group) for length, group in found if group]
+
+
+def _first(requests: Sequence[Sequence[np.ndarray]], bundle: Bundle) -> np.ndarray:
+    sequences = requests[bundle.requests[0]]
+    return sequences[0] if sequences else np.zeros(0, np.int64)
+
+
+def _common(requests: Sequence[Sequence[np.ndarray]], bundle: Bundle, spare: Sequence[int]) -> int:
+    """Count the tokens that all sequences of a bundle begin with and at which nothing is scored."""
+    first = _first(requests, bundle)
+    alike = [shared(first, sequence) for number in bundle.requests for sequence in requests[number]]
+    return min([*alike, *(spare[number] for number in bundle.requests)], default=0)
+
+
 def _sort_key(sequences: Sequence[np.ndarray]) -> bytes:
     """Big-endian ids sort as the sequences do."""
     return sequences[0].astype(">u4").tobytes() if sequences else b""

@@ -17,9 +17,10 @@ from mpeval.tasks.base import Item, Sample, Task
 
 if TYPE_CHECKING:
     from mpeval.models.bert import BERT
+    from mpeval.models.cache import Cache
     from mpeval.models.gpt import GPT
     from mpeval.report import Advance
-    from mpeval.scoring import Batch
+    from mpeval.scoring import Batch, Preamble
 
 ROUND = 4
 """Batches that each of several data-parallel ranks scores between two hand-overs to rank 0, which writes them."""
@@ -61,7 +62,7 @@ class Scorer:
         of the task were scored before.
         """
         from mpeval.report import progress
-        from mpeval.scoring import pack
+        from mpeval.scoring import Preamble, pack
 
         if not todo:
             return 0.0, 0
@@ -69,27 +70,34 @@ class Scorer:
         batches, tokens = pack(self.model, [item.request for item in todo], self.batch_tokens)
         mine = batches[group.dp.rank :: group.dp.ranks]
         length = ROUND if group.dp.ranks > 1 else 1
+        preamble = Preamble(self.model)
         begin = time.perf_counter()
         shown = group.world.rank == 0 and not self.quiet
         with progress(task.protocol.id, len(todo) + done, done=done, shown=shown) as advance:
             for number in range(math.ceil(len(batches) / (group.dp.ranks * length))):
                 chunk = mine[number * length : (number + 1) * length]
-                lines = gather_objects(self._round(task, todo, chunk), group.dp)
+                lines = gather_objects(self._round(task, todo, chunk, preamble), group.dp)
                 _hand_over([line for part in lines for line in part], named, keeper, advance)
         return time.perf_counter() - begin, tokens
 
-    def _round(self, task: Task, todo: Sequence[Item], chunk: Sequence[Batch]) -> list[tuple[Sample, int]]:
+    def _round(
+        self, task: Task, todo: Sequence[Item], chunk: Sequence[Batch], preamble: Preamble
+    ) -> list[tuple[Sample, int]]:
         """Score a few batches and return each sample with its input tokens."""
         lines: list[tuple[Sample, int]] = []
         for batch in chunk:
             items = [todo[index] for index in batch.requests]
-            for item, score in zip(items, self.score([item.request for item in items], batch.rows), strict=True):
+            asked = [item.request for item in items]
+            before = preamble.read(batch.preamble, asked[0])
+            for item, score in zip(items, self.score(asked, batch.rows, before), strict=True):
                 parts = score if isinstance(score, tuple) else (score,)
                 cut = sum(part.cut for part in parts if isinstance(part, Scored))
                 lines.append((task.judge(item, score), item.request.inputs - cut))
         return lines
 
-    def score(self, requests: Sequence[AnyRequest], rows: Sequence[int] | None) -> list[AnyScore]:
+    def score(
+        self, requests: Sequence[AnyRequest], rows: Sequence[int] | None, before: Cache | None = None
+    ) -> list[AnyScore]:
         """Score requests in one forward pass, or, where a GPU's memory does not hold that, each half on its own.
 
         Raises:
@@ -100,7 +108,7 @@ class Scorer:
         from mpeval.scoring import score_any
 
         try:
-            return list(score_any(self.model, requests, rows=rows, megatron_exact=self.megatron_exact))
+            return list(score_any(self.model, requests, rows=rows, before=before, megatron_exact=self.megatron_exact))
         except torch.cuda.OutOfMemoryError as error:
             if len(requests) == 1 or self.model.group.tp.ranks > 1:
                 raise ConfigError(
@@ -109,7 +117,7 @@ class Scorer:
                 ) from error
         torch.cuda.empty_cache()
         middle = len(requests) // 2
-        return [*self.score(requests[:middle], None), *self.score(requests[middle:], None)]
+        return [*self.score(requests[:middle], None, before), *self.score(requests[middle:], None, before)]
 
 
 def _hand_over(

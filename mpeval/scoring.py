@@ -13,10 +13,11 @@ from mpeval.errors import CheckpointError, DataError
 from mpeval.heads import padded, score_headed
 from mpeval.items import AnyRequest, AnyScore, Headed, Likelihoods, Masked, Request, Response, Scored
 from mpeval.models.bert import BERT
+from mpeval.models.cache import Cache
 from mpeval.models.gpt import GPT
 from mpeval.models.tree import Tree
 from mpeval.parallel.vocab import TokenScores, token_scores
-from mpeval.prefixes import Bundle, Costs, Row, bundles, join
+from mpeval.prefixes import Bundle, Costs, Row, bundles, join, preambles
 
 __all__ = ["Masked", "Request", "Response", "score", "score_any", "score_batch", "score_masked", "token_batches"]
 
@@ -64,9 +65,11 @@ def score(
     """
     todo = list(requests)
     responses: list[Response | None] = [None] * len(todo)
+    preamble = Preamble(model)
     for batch in pack(model, todo, batch_tokens)[0]:
         asked = [todo[item] for item in batch.requests]
-        scored = score_batch(model, asked, rows=batch.rows, megatron_exact=megatron_exact)
+        before = preamble.read(batch.preamble, asked[0])
+        scored = score_batch(model, asked, rows=batch.rows, before=before, megatron_exact=megatron_exact)
         for item, result in zip(batch.requests, scored, strict=True):
             responses[item] = result.response
     return [response for response in responses if response is not None]
@@ -79,32 +82,73 @@ class Batch(NamedTuple):
     """Their numbers."""
     rows: list[int]
     """How many of their sequences, in order, stand in each row."""
+    preamble: int = 0
+    """How many tokens all sequences begin with, of other batches too: rows hold what comes after them."""
+
+
+class Preamble:
+    """Keys and values of what the sequences of one batch after the other begin with, computed once."""
+
+    def __init__(self, model: GPT | BERT) -> None:
+        """Hold none."""
+        self.model = model
+        self.ids = np.zeros(0, np.int64)
+        self.cache: Cache | None = None
+
+    @torch.inference_mode()
+    def read(self, tokens: int, request: AnyRequest) -> Cache | None:
+        """Return those of the first `tokens` of a batch's first request, read anew if the last batch's were others.
+
+        None for no tokens.  Under tensor parallelism every rank calls this.
+        """
+        if not tokens or not isinstance(self.model, GPT):
+            return None
+        one, *_ = _asked(cast(Request | Likelihoods, request))
+        ids = _fit(one, self.model.config.context)[0][:tokens]
+        if self.cache is None or not np.array_equal(ids, self.ids):
+            self.cache = None  # its memory goes before the next one's comes
+            cache = Cache(self.model, 1, len(ids))
+            row, length = padded([ids], self.model.group.device)
+            cache.read(row, length, 0)
+            self.ids, self.cache = ids, cache
+        return self.cache
 
 
 def pack(model: GPT | BERT, requests: Sequence[AnyRequest], batch_tokens: int | None) -> tuple[list[Batch], int]:
     """Return batches for `score_any`, and the input tokens of all requests; the budget suits the device.
 
     All sequences of a request are in one batch.  Those of a language model that begin alike share rows, where that is
-    cheaper; the longest rows come first.
+    cheaper, and a preamble, where rows share one.  Batches of one preamble follow one another, longest rows first.
     """
     budget = batch_tokens or BATCH_TOKENS.get(model.group.device.type, BATCH_TOKENS["cuda"])
     tokens = sum(min(length, model.config.context) for request in requests for length in request.lengths)
     if model.config.family == "gpt" and all(isinstance(request, Request | Likelihoods) for request in requests):
         asked = [_asked(cast(Request | Likelihoods, request)) for request in requests]
-        made = bundles(
-            [[_fit(one, model.config.context)[0][:-1] for one in row] for row in asked], _costs(model, batch_tokens)
-        )
+        sequences = [[_fit(one, model.config.context)[0][:-1] for one in row] for row in asked]
+        spare = [
+            min((len(ids) - len(one.target) for ids, one in zip(own, row, strict=True)), default=0)
+            for own, row in zip(sequences, asked, strict=True)
+        ]
+        groups = preambles(sequences, bundles(sequences, _costs(model, batch_tokens)), spare)
     else:
-        made = [Bundle([n], [1] * len(request.lengths), list(request.lengths)) for n, request in enumerate(requests)]
-    longest = [max(bundle.lengths, default=0) for bundle in made]
-    batches = token_batches(longest, budget, [len(bundle.rows) for bundle in made])
+        own_rows = [
+            Bundle([n], [1] * len(request.lengths), list(request.lengths)) for n, request in enumerate(requests)
+        ]
+        groups = [(0, own_rows)]
+    return [batch for preamble, made in groups for batch in _batches(made, preamble, budget)], tokens
+
+
+def _batches(made: Sequence[Bundle], preamble: int, budget: int) -> list[Batch]:
+    """Group bundles by what is left of their rows behind a preamble."""
+    longest = [max(bundle.lengths, default=0) - preamble for bundle in made]
     return [
         Batch(
             [request for number in batch for request in made[number].requests],
             [sequences for number in batch for sequences in made[number].rows],
+            preamble,
         )
-        for batch in batches
-    ], tokens
+        for batch in token_batches(longest, budget, [len(bundle.rows) for bundle in made])
+    ]
 
 
 def _asked(request: Request | Likelihoods) -> tuple[Request, ...]:
@@ -125,12 +169,13 @@ def score_any(
     requests: Sequence[AnyRequest],
     *,
     rows: Sequence[int] | None = None,
+    before: Cache | None = None,
     megatron_exact: bool = False,
 ) -> Sequence[AnyScore]:
     """Score requests, all of one kind that the model can answer, in one forward pass.
 
-    `rows` are how many sequences share each row, of a language model (default: each has its own).  `megatron_exact` is
-    for language model heads: a task head has no padding rows.
+    `rows` are how many sequences share each row, of a language model (default: each has its own), and `before` what
+    all begin with.  `megatron_exact` is for language model heads: a task head has no padding rows.
     """
     kinds = {type(request) for request in requests}
     assert len(kinds) == 1, "requests of one batch are of one kind"
@@ -141,7 +186,8 @@ def score_any(
         return score_masked(model, cast(Sequence[Masked], requests), megatron_exact=megatron_exact)
     assert kinds <= {Request, Likelihoods}, "a GPT predicts next tokens"
     asked = [_asked(cast(Request | Likelihoods, request)) for request in requests]
-    flat = score_batch(model, [one for row in asked for one in row], rows=rows, megatron_exact=megatron_exact)
+    every = [one for row in asked for one in row]
+    flat = score_batch(model, every, rows=rows, before=before, megatron_exact=megatron_exact)
     if kinds == {Request}:
         return flat
     scored = iter(flat)
@@ -150,18 +196,24 @@ def score_any(
 
 @torch.inference_mode()
 def score_batch(
-    model: GPT, requests: Sequence[Request], *, rows: Sequence[int] | None = None, megatron_exact: bool = False
+    model: GPT,
+    requests: Sequence[Request],
+    *,
+    rows: Sequence[int] | None = None,
+    before: Cache | None = None,
+    megatron_exact: bool = False,
 ) -> list[Scored]:
     """Score requests in one forward pass, shorter rows padded on the right (causal: padding changes nothing).
 
-    `rows` are how many requests, in order, share each row (default: each has its own).
+    `rows` are how many requests, in order, share each row (default: each has its own); `before` holds keys and values
+    of the tokens that all of them begin with.
     """
     fitted = [_fit(request, model.config.context) for request in requests]
-    sequences = iter(row[:-1] for row, _ in fitted)
+    sequences = iter(row[before.capacity if before else 0 : -1] for row, _ in fitted)
     joined = [join(list(islice(sequences, count))) for count in rows or [1] * len(requests)]
     paths = [path for row in joined for path in row.paths]
     places = [path[len(path) - len(request.target) :] for path, request in zip(paths, requests, strict=True)]
-    hidden = _hidden_at(model, joined, places)
+    hidden = _hidden_at(model, joined, places, before)
     targets = torch.from_numpy(np.concatenate([np.asarray(request.target, dtype=np.int64) for request in requests]))
     vocab = _scored_vocab(model, megatron_exact)
     scores = _score_positions(
@@ -170,33 +222,39 @@ def score_batch(
     return list(_cut_up(requests, [cut for _, cut in fitted], scores))
 
 
-def _hidden_at(model: GPT, joined: Sequence[Row], places: Sequence[np.ndarray]) -> torch.Tensor:
+def _hidden_at(model: GPT, joined: Sequence[Row], places: Sequence[np.ndarray], before: Cache | None) -> torch.Tensor:
     """Run rows and return the vectors [n, hidden] at the places of each sequence, one after the other."""
     device = model.group.device
     ids, _ = padded([row.ids for row in joined], device)
     time = ids.shape[1]
-    tree = None
-    if any(len(row.paths) > 1 for row in joined):
-        # a token of padding ends where it stands: it sees itself, and nothing sees it
-        ends = np.repeat(np.arange(1, time + 1)[None], len(joined), axis=0)
-        for number, row in enumerate(joined):
-            ends[number, : len(row.ends)] = row.ends
-        positions, _ = padded([row.positions for row in joined], device)
-        depth = max(len(path) for row in joined for path in row.paths)
-        tree = Tree(positions, torch.from_numpy(ends).to(device), depth)
+    tree = _tree(joined, time, before.capacity if before else 0, device)
+    keep = before.preamble if before else None
     sequences = iter(places)
     wanted = [np.concatenate(list(islice(sequences, len(row.paths)))) for row in joined]
     starts = np.arange(len(joined)) * time
     counts = np.array([len(own) for own in wanted])
     if 2 * len(joined) * counts.max() > len(joined) * time:
         flat = np.concatenate([own + start for own, start in zip(wanted, starts, strict=True)])
-        return model.hidden(ids, torch.from_numpy(flat).to(device), tree)
+        return model.hidden(ids, torch.from_numpy(flat).to(device), tree, keep)
     # few places: as many of each row, so that the last block has no other queries
     at = np.repeat(starts[:, None], counts.max(), axis=1)
     for number, own in enumerate(wanted):
         at[number, : len(own)] += own
-    found = model.hidden(ids, torch.from_numpy(at).to(device), tree)
+    found = model.hidden(ids, torch.from_numpy(at).to(device), tree, keep)
     return found[torch.from_numpy(np.arange(counts.max()) < counts[:, None]).to(device)]
+
+
+def _tree(joined: Sequence[Row], time: int, before: int, device: torch.device) -> Tree | None:
+    """Return what each token sees; None where every row is one sequence with nothing before it: causal attention."""
+    if not before and all(len(row.paths) == 1 for row in joined):
+        return None
+    # a token of padding ends where it stands: it sees itself, and nothing of its row sees it
+    ends = np.repeat(np.arange(1, time + 1)[None], len(joined), axis=0)
+    for number, row in enumerate(joined):
+        ends[number, : len(row.ends)] = row.ends
+    positions, _ = padded([row.positions + before for row in joined], device)
+    depth = before + max(len(path) for row in joined for path in row.paths)
+    return Tree(positions, torch.from_numpy(ends).to(device), depth, before)
 
 
 @torch.inference_mode()

@@ -67,6 +67,14 @@ class Cache:
         )
         return self.model.blocks(self._embedded(ids, positions), run)[:, 0]
 
+    def preamble(self, layer: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Give the one row that was read to each of `batch` rows, before their own [batch, heads, time, head_dim]."""
+        before, behind = self.held[layer]
+        rows = len(key)
+        return torch.cat([before.expand(rows, -1, -1, -1), key], 2), torch.cat(
+            [behind.expand(rows, -1, -1, -1), value], 2
+        )
+
     def select(self, rows: Tensor) -> None:
         """Keep only these rows, [n] int64, in this order."""
         self.rows = len(rows)

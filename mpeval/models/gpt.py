@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from mpeval.models.transformer import Transformer
+from mpeval.models.transformer import Keep, Transformer
 from mpeval.models.tree import Tree
 from mpeval.parallel.ops import enter, gather
 from mpeval.parallel.vocab import linear_cross_entropy
@@ -15,13 +15,16 @@ Tensor = torch.Tensor
 class GPT(Transformer):
     """A tensor-parallel, causal language model with its head over a split vocabulary."""
 
-    def hidden(self, ids: Tensor, at: Tensor | None = None, tree: Tree | None = None) -> Tensor:
+    def hidden(
+        self, ids: Tensor, at: Tensor | None = None, tree: Tree | None = None, keep: Keep | None = None
+    ) -> Tensor:
         """Map ids [batch, time] int64 to the last block's output, before the final norm.
 
         Returns [batch, time, hidden], or [..., hidden] for flat positions `at` (int64, in batch x time): [positions],
-        or as many of each row, [batch, positions], which computes least.  With `tree`, rows hold several sequences.
+        or as many of each row, [batch, positions], which computes least.  With `tree`, rows hold several sequences;
+        `keep` adds the keys and values of what stands before them.
         """
-        run = self.start(ids, tree=tree)
+        run = self.start(ids, tree=tree)._replace(keep=keep)
         vectors = self.embedding(ids, run.streams, positions=tree.positions if tree else None)
         return self.blocks(vectors, run, at)
 

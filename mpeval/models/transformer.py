@@ -34,6 +34,10 @@ from mpeval.parallel.packed import PackedLinear
 Tensor = torch.Tensor
 
 
+Keep = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""From an attention, and its keys and values [batch, kv_heads_local, time, head_dim], to those it attends to."""
+
+
 class Pass(NamedTuple):
     """What all blocks of one forward pass share."""
 
@@ -42,10 +46,10 @@ class Pass(NamedTuple):
     rotation: Rotation | None = None
     """Rotary positions; none with a position table."""
     mask: Tensor | None = None
-    """[batch, 1, 1 or time, time] bool, the keys that may be attended to, by all queries or by each; none: all."""
+    """[batch, 1, 1 or time, keys] bool, the keys that may be attended to, by all queries or by each; none: all."""
     causal: bool = True
     """Whether each position attends to itself and the positions before it only."""
-    keep: Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+    keep: Keep | None = None
     """Takes an attention's keys and values, and gives those to attend to (`models/cache.py`); none: just these."""
 
     def seen_from(self, places: Tensor, time: int) -> Pass:

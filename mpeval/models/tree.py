@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from torch.nn import functional as F
 
 Tensor = torch.Tensor
 
@@ -18,8 +19,11 @@ class Tree(NamedTuple):
     """[batch, time] int64, the place from which on no token of the row continues the sequence; above its own place."""
     depth: int
     """Tokens of the longest sequence."""
+    before: int = 0
+    """Tokens before all rows that every token sees: their keys and values are kept elsewhere; positions count them."""
 
     def mask(self) -> Tensor:
-        """Return [batch, 1, time, time] bool: a token sees itself and those before it that it continues."""
+        """Return [batch, 1, time, before + time] bool: a token sees itself and those before it that it continues."""
         places = torch.arange(self.ends.shape[1], device=self.ends.device)
-        return ((places <= places[:, None]) & (places[:, None] < self.ends[:, None, :])).unsqueeze(1)
+        seen = (places <= places[:, None]) & (places[:, None] < self.ends[:, None, :])
+        return F.pad(seen, (self.before, 0), value=True).unsqueeze(1)

@@ -9,13 +9,14 @@ import pytest
 import torch
 from ranks import run_ranks
 
+from mpeval import prefixes
 from mpeval.config import ModelConfig
 from mpeval.items import Likelihoods, Request, Scored
 from mpeval.models.gpt import GPT
 from mpeval.models.weights import draw_weights
 from mpeval.parallel.group import Group
 from mpeval.parallel.packed import PackedLinear
-from mpeval.scoring import pack, score_any, score_batch
+from mpeval.scoring import Preamble, pack, score, score_any, score_batch
 
 PLAIN = ModelConfig(
     layers=2, hidden=32, heads=4, ffn=64, context=40, vocab=50, padded_vocab=56, gelu="tanh", init_std=0.3
@@ -55,8 +56,10 @@ def all_scores(model: GPT, requests: list[Likelihoods], budget: int) -> tuple[li
     """Score in the batches that `pack` makes; return also how many sequences share each row."""
     found: dict[int, tuple[Scored, ...]] = {}
     rows: list[int] = []
+    preamble = Preamble(model)
     for batch in pack(model, requests, budget)[0]:
-        scored = score_any(model, [requests[number] for number in batch.requests], rows=batch.rows)
+        asked = [requests[number] for number in batch.requests]
+        scored = score_any(model, asked, rows=batch.rows, before=preamble.read(batch.preamble, asked[0]))
         for number, one in zip(batch.requests, scored, strict=True):
             assert isinstance(one, tuple)
             found[number] = one
@@ -115,6 +118,64 @@ def test_a_sequence_longer_than_the_context_is_refused_though_its_row_may_be_lon
     assert [one.cut for one in scored] == [0, 0, 0]
     with pytest.raises(ValueError, match="41 tokens do not fit the context of 40"):
         model.hidden(torch.zeros(1, 41, dtype=torch.int64))
+
+
+# ---- preambles ----
+
+
+def examples_before(count: int, draw: np.random.Generator, size: int = 20) -> list[Likelihoods]:
+    """Return questions after one and the same text of `size` tokens, two options each; one has no text of its own."""
+    text = draw.integers(0, 50, size)
+    contexts = [np.concatenate([text, draw.integers(0, 50, 4 * (number > 0))]) for number in range(count)]
+    return [
+        Likelihoods(
+            options=tuple(Request(context=context, target=draw.integers(0, 50, size)) for size in (1, 3)),
+            targets=np.array([0]),
+        )
+        for context in contexts
+    ]
+
+
+def with_preambles(group: Group, name: str, packed: bool) -> tuple[list[tuple[Scored, ...]], list[int], float]:
+    draw = np.random.default_rng(4)
+    requests = [*questions()[:1], *examples_before(7, draw), *questions()[1:3], *examples_before(5, draw)]
+    model = make(name, group)
+    if packed:
+        model.prepack()
+    lengths = [batch.preamble for batch in pack(model, requests, 34)[0]]
+    options = [option for request in requests for option in request.options]
+    responses = score(model, options, batch_tokens=34)
+    found = [tuple(score_batch(model, [option])[0] for option in request.options) for request in requests]
+    together, _ = all_scores(model, requests, 34)
+    assert_same(together, found)
+    flat = [one for row in found for one in row]
+    gap = max(abs(one.log_probability - other.log_probability) for one, other in zip(responses, flat, strict=True))
+    return together, lengths, gap
+
+
+@pytest.mark.parametrize("name", list(CONFIGS))
+@pytest.mark.parametrize("tp", [1, 2])
+def test_what_many_rows_begin_with_is_read_once(tp: int, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefixes, "LEAST", 10)
+    monkeypatch.setattr(prefixes, "WORTH", 30)
+    for packed in (False, True):
+        for _, lengths, gap in run_ranks(with_preambles, tp, name, packed):
+            assert gap < 2e-5
+            # all 20 tokens but the last, after which a target follows at once in one question
+            assert lengths.count(19) >= 2
+            assert lengths.count(0) >= 1
+
+
+def test_a_preamble_is_read_again_only_when_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, draw = make("gpt-2"), np.random.default_rng(5)
+    one, other = (questions_of[1].options[0] for questions_of in (examples_before(2, draw), examples_before(2, draw)))
+    preamble = Preamble(model)
+    first = preamble.read(10, one)
+    assert first is not None
+    assert preamble.read(10, one) is first
+    assert preamble.read(9, one) is not first
+    assert preamble.read(10, other) is not preamble.read(10, one)
+    assert preamble.read(0, one) is None
 
 
 # ---- rearranged weights ----

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpeval.prefixes import Bundle, Costs, bundles, join, shared
+from mpeval import prefixes
+from mpeval.prefixes import Bundle, Costs, bundles, join, preambles, shared
 
 SEQUENCES = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=8), min_size=1, max_size=8)
 CHEAP = Costs(exchange=1e9, longest=10**9)
@@ -17,7 +18,7 @@ def arrays(sequences: list[list[int]]) -> list[np.ndarray]:
     return [np.array(sequence, np.int64) for sequence in sequences]
 
 
-def prefixes(sequences: list[list[int]]) -> set[tuple[int, ...]]:
+def all_prefixes(sequences: list[list[int]]) -> set[tuple[int, ...]]:
     return {tuple(sequence[: end + 1]) for sequence in sequences for end in range(len(sequence))}
 
 
@@ -43,7 +44,7 @@ def test_every_token_sees_its_own_sequence_and_nothing_else(sequences: list[list
 
 @given(SEQUENCES)
 def test_sorted_sequences_share_all_that_a_trie_shares(sequences: list[list[int]]) -> None:
-    assert len(join(arrays(sorted(sequences))).ids) == len(prefixes(sequences))
+    assert len(join(arrays(sorted(sequences))).ids) == len(all_prefixes(sequences))
 
 
 @given(st.lists(SEQUENCES, max_size=6))
@@ -90,3 +91,48 @@ def test_what_two_sequences_share_is_counted_up_to_the_shorter() -> None:
     assert shared(np.array([1, 2]), np.array([3])) == 0
     assert shared(np.array([1, 5, 3]), np.array([1, 2, 3])) == 1
     assert shared(np.zeros(0), np.array([1])) == 0
+
+
+APART = Costs(exchange=1.0, longest=1)  # nothing shares a row
+
+
+def found_preambles(sequences: list[list[int]], spare: int = 10**6) -> list[tuple[int, list[int]]]:
+    requests = [arrays([sequence]) for sequence in sequences]
+    groups = preambles(requests, bundles(requests, APART), [spare] * len(requests))
+    return [(length, sorted(number for bundle in made for number in bundle.requests)) for length, made in groups]
+
+
+def test_a_preamble_is_what_neighbours_begin_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefixes, "LEAST", 3)
+    monkeypatch.setattr(prefixes, "WORTH", 8)
+    long, other = [1, 2, 3, 4, 5], [7, 7, 7, 7]
+    sequences = [[*long, 6], [*other, 1], [*long, 7, 7], [9, 9], [*other, 2], [*long, 8], [*other, 3]]
+    assert found_preambles(sequences) == [(0, [3]), (5, [0, 2, 5]), (4, [1, 4, 6])]
+    # a target stands at the fourth token already
+    assert found_preambles(sequences, spare=4) == [(0, [3]), (4, [0, 2, 5]), (4, [1, 4, 6])]
+
+
+def test_what_saves_too_little_is_no_preamble() -> None:
+    head = [1] * 400
+    few = [[*head, number] for number in range(2, 5)]
+    assert found_preambles(few) == [(0, [0, 1, 2])]
+    assert found_preambles([*few, [*head, 5]]) == [(400, [0, 1, 2, 3])]
+    short = [[1] * 63 + [number] for number in range(2, 200)]
+    assert found_preambles(short) == [(0, list(range(198)))]
+
+
+@given(st.lists(SEQUENCES, max_size=8))
+def test_preambles_hold_every_bundle_once_and_are_in_all_its_sequences(requests: list[list[list[int]]]) -> None:
+    asked = [arrays(request) for request in requests]
+    spare = [min(len(sequence) for sequence in request) - 1 for request in requests]
+    made = bundles(asked, Costs(exchange=3.0, longest=8))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prefixes, "LEAST", 1)
+        patch.setattr(prefixes, "WORTH", 2)
+        groups = preambles(asked, made, spare)
+    assert sorted(map(id, made)) == sorted(id(bundle) for _, group in groups for bundle in group)
+    for length, group in groups:
+        numbers = [number for bundle in group for number in bundle.requests]
+        heads = {tuple(sequence[:length]) for number in numbers for sequence in requests[number]}
+        assert len(heads) <= 1
+        assert all(length <= spare[number] for number in numbers)
