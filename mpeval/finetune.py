@@ -30,7 +30,7 @@ from mpeval.journal import RESULTS_FILE
 from mpeval.leaderboard import append, records_of
 from mpeval.parallel.group import broadcast_object
 from mpeval.predictions.members import read_results
-from mpeval.provenance import digest_of
+from mpeval.provenance import digest_of, name_of_run
 from mpeval.recipe import Recipe
 from mpeval.results import RunResults, SeedSpread, TrainingInfo
 from mpeval.running import opening, saved_state, say_stopped, start, take_folder, train_shown
@@ -312,8 +312,10 @@ def _finish(run: Finetuned, folder: Path) -> None:
         partial = place.with_name(f".{run.dev_split}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         shutil.copytree(place.with_name(f"{run.dev_split}-epoch-{best.epoch}"), partial)
-        # when the epoch was evaluated it was not known yet that the run would stand for it
-        known = _results_in(partial).model_copy(update={"training": run.training})
+        # when the epoch was evaluated it was not known yet that the run would stand for it, nor of the first what it is
+        known = _results_in(partial)
+        named = known.checkpoint.model_copy(update={"name": name_of_run(folder, run)})
+        known = known.model_copy(update={"training": run.training, "checkpoint": named})
         write_atomically(partial / RESULTS_FILE, known.to_json())
         partial.replace(place)
 

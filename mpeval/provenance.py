@@ -54,14 +54,19 @@ def check_causal(checkpoint: ShardedCheckpoint, path: object) -> None:
         )
 
 
+def name_of_run(root: Path, finetuned: Finetuned | None) -> str:
+    """Name a checkpoint after its folder; one of several seeds' runs after their folder too."""
+    root = root.resolve()
+    one_of_several = finetuned is not None and root.name == f"seed-{finetuned.training.seed}"
+    return f"{root.parent.name}/{root.name}" if one_of_several else root.name
+
+
 def checkpoint_info(
     checkpoint: ShardedCheckpoint, given: Path, digest: str, finetuned: Finetuned | None
 ) -> CheckpointInfo:
-    """Describe a checkpoint given as `given`; one of several seeds' runs is named after their folder too."""
-    root = checkpoint.root.resolve()
-    one_of_several = finetuned is not None and root.name == f"seed-{finetuned.training.seed}"
+    """Describe a checkpoint given as `given`, a training run by its name (`name_of_run`)."""
     return CheckpointInfo(
-        name=f"{root.parent.name}/{root.name}" if one_of_several else root.name or str(given),
+        name=name_of_run(checkpoint.root, finetuned) or str(given),
         path=str(given),
         digest=digest,
         format=checkpoint.format,

@@ -114,7 +114,7 @@ def test_ranks_that_the_command_starts_give_the_losses_of_one(bert: Path, tmp_pa
 def test_the_command_says_what_it_did_and_is_recorded_once(
     bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    output, board = tmp_path / "run", tmp_path / "board.jsonl"
+    output, board = tmp_path / "runs" / "seed-1234", tmp_path / "board.jsonl"
     line = line_of(bert, output, "epochs=1", "lr=3e-3", options=f"--record {board}")
     for added in (1, 0):
         assert run_here(shlex.join(line)) == 0
@@ -128,6 +128,7 @@ def test_the_command_says_what_it_did_and_is_recorded_once(
     assert (record["split"], record["training"]["steps"], record["training"]["recipe"]) == ("dev", 6, "race-small")
     assert "sample-rows" in record["flags"]
     assert record["command"].startswith("mpeval finetune")
+    assert record["model"]["name"] == "runs/seed-1234"  # as in the evaluations of the finished run
     assert run_here(shlex.join([*line, "--quiet"])) == 0
     assert capsys.readouterr().out.strip() == f"0 records added to {board}"
 
