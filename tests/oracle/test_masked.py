@@ -64,7 +64,7 @@ def _score(group: Group, root: Path, requests: list[Masked], exact: bool) -> lis
     model = load_model(open_checkpoint(root), group)
     assert isinstance(model, BERT)
     scored: dict[int, Scored] = {}
-    for batch, _ in pack(model, requests, 200)[0]:
+    for batch, *_ in pack(model, requests, 200)[0]:
         found = score_any(model, [requests[index] for index in batch], megatron_exact=exact)
         scored.update(zip(batch, found, strict=True))
     return [scored[index] for index in range(len(requests))]
