@@ -55,7 +55,8 @@ def top(
 def evaluate(
     checkpoint: CheckpointArg,
     task: Annotated[
-        list[str] | None, typer.Option("--task", help="Task, TASK/PROTOCOL or TASK/all; may be repeated.")
+        list[str] | None,
+        typer.Option("--task", help="Task, TASK/PROTOCOL, or 'TASK/*' for every one; may be repeated."),
     ] = None,
     tp: TpOption = None,
     dp: DpOption = None,

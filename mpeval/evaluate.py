@@ -5,7 +5,6 @@ The path of one item: `cli.evaluate` -> `evaluate.run` -> `task.items` -> `scori
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -80,13 +79,7 @@ def run(options: Options) -> None:
         publish(_rescored(options, options.from_predictions), options)
         return
     options = replace(options, device=launch.device_of(options.device))
-    world = launch.world_of(os.environ)
-    tp, dp = launch.sizes(options.tp, options.dp, world)
-    if world is None and tp * dp > 1:
-        plan(options, tp)  # a mistake is better reported once, before any rank starts
-        launch.run_local(tp * dp, run_rank, options)
-    else:
-        run_rank(world, options)
+    launch.start(options.tp, options.dp, run_rank, options, check=lambda tp, _: plan(options, tp))
 
 
 def _rescored(options: Options, path: Path) -> RunResults:
@@ -121,7 +114,16 @@ def _rescored(options: Options, path: Path) -> RunResults:
 
 
 _OF_A_MODEL = (
-    *("tp", "dp", "dtype", "tokenizer", "limit", "output", "cache", "megatron_exact", "batch_tokens", "settings"),
+    "tp",
+    "dp",
+    "dtype",
+    "tokenizer",
+    "limit",
+    "output",
+    "cache",
+    "megatron_exact",
+    "batch_tokens",
+    "settings",
 )
 
 
@@ -177,23 +179,20 @@ def evaluate(made: Plan, options: Options, group: Group, model: GPT | BERT | Non
 
     With `model`, in evaluation mode, nothing is loaded: it holds the weights of the plan's checkpoint.
     """
-    import torch
-
     from mpeval.checkpoint.load import load_model
 
     digest = digest_of(made.checkpoint, group)
-    dtype = options.dtype or made.checkpoint.dtype
+    weights = identity_of(made.checkpoint, made.tokenizer, options, digest)
     # rank 0's refusal of the output folder ends the other ranks too: they wait for the next line
-    identity = _identity(made, options, digest, dtype)
-    journal = Journal(options.output, identity) if group.world.rank == 0 else None
+    journal = Journal(options.output, weights | _of_tasks(made)) if group.world.rank == 0 else None
     results: list[Result] = []
     order: list[tuple[str, str]] = []
     for task, data in made.tasks:
         items = task.items[: options.limit]
-        keeper = _keeper(journal, task, data, identity, options)
+        keeper = _keeper(journal, task, data, weights, options)
         todo = _unscored(task, items, keeper, group)
         if todo and model is None:
-            model = load_model(made.checkpoint, group, dtype)
+            model = load_model(made.checkpoint, group, weights["dtype"])
             model.prepack()
         seconds, tokens = 0.0, 0
         if model is not None:
@@ -210,37 +209,58 @@ def evaluate(made: Plan, options: Options, group: Group, model: GPT | BERT | Non
             resumed = len(items) - len(todo)
             results.append(_result(task, data, samples, seconds=seconds, tokens=tokens, resumed=resumed))
     finetuned = read_finetuned(made.checkpoint.root)
-    results = [_marked(result, finetuned) for result in results]
-    run_results = RunResults(
-        created_at=now(),
-        training=finetuned.training if finetuned else None,
-        checkpoint=checkpoint_info(made.checkpoint, options.checkpoint, digest, finetuned),
-        tokenizer_digest=made.tokenizer.digest,
-        layout=Layout(tp=group.tp.ranks, dp=group.dp.ranks),
-        dtype=dtype,
-        device=device_name(group),
-        megatron_exact=options.megatron_exact,
-        results=results,
-        command=options.command or shlex.join(sys.argv),
-        mpeval_version=__version__,
-        torch_version=torch.__version__,
+    run_results = results_document(
+        made.checkpoint, weights, [_marked(result, finetuned) for result in results], options, group
     )
     if journal:
         journal.finish(order, run_results.to_json())
     return run_results
 
 
+def identity_of(checkpoint: ShardedCheckpoint, tokenizer: Tokenizer, options: Options, digest: str) -> dict[str, Any]:
+    """Return what any sample's numbers depend on; the number of ranks is not among it."""
+    return {
+        "checkpoint": digest,
+        "tokenizer": tokenizer.digest,
+        "dtype": options.dtype or checkpoint.dtype,
+        "megatron_exact": options.megatron_exact,
+        "model": checkpoint.config.computed(),
+    }
+
+
+def results_document(
+    checkpoint: ShardedCheckpoint, weights: Mapping[str, Any], results: list[Result], options: Options, group: Group
+) -> RunResults:
+    """Return results with all that is to be known of the run: `weights` is its `identity_of`."""
+    import torch
+
+    finetuned = read_finetuned(checkpoint.root)
+    return RunResults(
+        created_at=now(),
+        training=finetuned.training if finetuned else None,
+        checkpoint=checkpoint_info(checkpoint, options.checkpoint, weights["checkpoint"], finetuned),
+        tokenizer_digest=weights["tokenizer"],
+        layout=Layout(tp=group.tp.ranks, dp=group.dp.ranks),
+        dtype=weights["dtype"],
+        device=_device_name(group),
+        megatron_exact=weights["megatron_exact"],
+        results=results,
+        command=options.command or shlex.join(sys.argv),
+        mpeval_version=__version__,
+        torch_version=torch.__version__,
+    )
+
+
 def _keeper(
-    journal: Journal | None, task: Task, data: Data, identity: Mapping[str, Any], options: Options
+    journal: Journal | None, task: Task, data: Data, weights: Mapping[str, Any], options: Options
 ) -> Keeper | None:
     """Return where rank 0 keeps what was scored; None on the other ranks."""
     if journal is None:
         return None
     if options.cache is None:
         return Keeper(journal=journal)
-    common = {name: identity[name] for name in COMMON}
     own = {"protocol": task.protocol.id, "version": task.protocol.version, "data": data.digest}
-    return Keeper(journal=journal, cache=ScoreCache(options.cache, common | own))
+    return Keeper(journal=journal, cache=ScoreCache(options.cache, {**weights, **own}))
 
 
 def _unscored(task: Task, items: Sequence[Item], keeper: Keeper | None, group: Group) -> list[Item]:
@@ -253,18 +273,9 @@ def _unscored(task: Task, items: Sequence[Item], keeper: Keeper | None, group: G
     return [item for item in items if item.id not in done]
 
 
-COMMON = ("checkpoint", "tokenizer", "dtype", "megatron_exact", "model")
-"""What of a run's identity the samples of every task depend on."""
-
-
-def _identity(made: Plan, options: Options, digest: str, dtype: str) -> dict[str, Any]:
-    """Return what a sample's numbers depend on; the number of ranks is not among it."""
+def _of_tasks(made: Plan) -> dict[str, Any]:
+    """Return what the samples of each task depend on besides."""
     return {
-        "checkpoint": digest,
-        "tokenizer": made.tokenizer.digest,
-        "dtype": dtype,
-        "megatron_exact": options.megatron_exact,
-        "model": made.checkpoint.config.computed(),
         **{f"data of {task.protocol.id}": data.digest for task, data in made.tasks},
         **{f"version of {task.protocol.id}": task.protocol.version for task, _ in made.tasks},
     }
@@ -305,8 +316,7 @@ def _result(task: Task, data: Data, samples: list[Sample], *, seconds: float, to
     )
 
 
-def device_name(group: Group) -> str:
-    """Name what the ranks compute on."""
+def _device_name(group: Group) -> str:
     import torch
 
     return torch.cuda.get_device_name(group.device) if group.device.type == "cuda" else "cpu"

@@ -15,12 +15,10 @@ from mpeval.models.cache import Cache, bytes_per_token
 from mpeval.models.gpt import GPT
 from mpeval.parallel.draw import drawn_tokens
 from mpeval.parallel.vocab import best_tokens
-from mpeval.scoring import token_batches
+from mpeval.scoring import token_batches, tokens_at_once
 
 CACHE_BYTES = {"cpu": 512 << 20, "cuda": 8 << 30}
 """Keys and values that are kept at a time: so many prompts are continued together."""
-PROMPT_TOKENS = {"cpu": 768, "cuda": 32768}
-"""Tokens of prompts read in one forward pass."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,9 +170,8 @@ class _Going:
     def _read(self) -> torch.Tensor:
         """Read all prompts, some at a time; rows are sorted by length, so parts of them follow one another."""
         device = self.model.group.device
-        budget = PROMPT_TOKENS.get(device.type, PROMPT_TOKENS["cuda"])
         parts = []
-        for part in token_batches([len(prompt) for prompt in self.prompts], budget):
+        for part in token_batches([len(prompt) for prompt in self.prompts], tokens_at_once(device)):
             assert part == list(range(part[0], part[0] + len(part))), "prompts come longest first"
             ids, lengths = padded([np.asarray(self.prompts[row], np.int64) for row in part], device)
             parts.append(self.cache.read(ids, lengths, part[0]))

@@ -5,12 +5,9 @@ The path of one document: `cli.evaluate` -> `run` -> lm-eval's `evaluate` -> `ha
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 import random
-import shlex
 import sys
 import uuid
 from collections import Counter
@@ -20,18 +17,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from mpeval import __version__, evaluate, launch
+from mpeval import evaluate, launch
 from mpeval.checkpoint.open import open_checkpoint
 from mpeval.checkpoint.sharded import ShardedCheckpoint
 from mpeval.errors import DataError, UsageError, suggest
 from mpeval.evaluate import Options, publish
-from mpeval.finetuned import read_finetuned
 from mpeval.harness_results import Measured, protocol_of, results_of
 from mpeval.journal import Journal
 from mpeval.leaderboard import check_store
 from mpeval.parallel.group import broadcast_object, gather_objects
-from mpeval.provenance import check_causal, checkpoint_info, digest_of, with_tokenizer
-from mpeval.results import Layout, RunResults, now
+from mpeval.provenance import check_causal, digest_of, with_tokenizer
+from mpeval.results import RunResults
+from mpeval.score_cache import identity_digest
 from mpeval.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -69,13 +66,7 @@ def run(options: Options, asked: Asked) -> None:
         evaluate.run(options)
         return
     options = replace(options, device=launch.device_of(options.device))
-    world = launch.world_of(os.environ)
-    tp, dp = launch.sizes(options.tp, options.dp, world)
-    if world is None and tp * dp > 1:
-        plan(options, tp)  # a mistake is better reported once, before any rank starts
-        launch.run_local(tp * dp, run_rank, (options, asked))
-    else:
-        run_rank(world, (options, asked))
+    launch.start(options.tp, options.dp, run_rank, (options, asked), check=lambda tp, _: plan(options, tp))
 
 
 _OF_OWN_TASKS = ("tasks", "split", "from_predictions", "megatron_exact", "allow_modified_data")
@@ -275,48 +266,25 @@ def evaluate_tasks(
 
     With `model`, in evaluation mode, nothing is loaded: it holds the weights of the checkpoint.
     """
-    import torch
     from lm_eval.evaluator import evaluate as ask
 
     from mpeval.checkpoint.load import load_model
     from mpeval.harness import LanguageModel
 
-    digest = digest_of(checkpoint, group)
-    dtype = options.dtype or checkpoint.dtype
-    weights = {
-        "checkpoint": digest,
-        "tokenizer": tokenizer.digest,
-        "dtype": dtype,
-        "megatron_exact": False,
-        "model": checkpoint.config.computed(),
-    }
+    weights = evaluate.identity_of(checkpoint, tokenizer, options, digest_of(checkpoint, group))
     # rank 0's refusal of the output folder ends the other ranks too: they wait for the answers that are known
     journal = Journal(options.output, weights | _identity(loaded["tasks"])) if group.world.rank == 0 else None
     answers = _answers(options, weights, group)
     if model is None:
-        model = cast("GPT", load_model(checkpoint, group, dtype))
+        model = cast("GPT", load_model(checkpoint, group, weights["dtype"]))
         model.prepack()
     random.seed(SEEDS["random"])
     _seed_numpy_and_torch()
     lm = LanguageModel(model, tokenizer, batch_tokens=options.batch_tokens, answers=answers, shown=not options.quiet)
     found = ask(lm=lm, task_dict=loaded, limit=options.limit, bootstrap_iters=0, log_samples=True)
     measured = _measured(lm, found, loaded)
-    finetuned = read_finetuned(checkpoint.root)
     results, samples = results_of(measured) if found is not None else ([], [])
-    run_results = RunResults(
-        created_at=now(),
-        training=finetuned.training if finetuned else None,
-        checkpoint=checkpoint_info(checkpoint, options.checkpoint, digest, finetuned),
-        tokenizer_digest=tokenizer.digest,
-        layout=Layout(tp=group.tp.ranks, dp=group.dp.ranks),
-        dtype=dtype,
-        device=evaluate.device_name(group),
-        megatron_exact=False,
-        results=results,
-        command=options.command or shlex.join(sys.argv),
-        mpeval_version=__version__,
-        torch_version=torch.__version__,
-    )
+    run_results = evaluate.results_document(checkpoint, weights, results, options, group)
     if journal:
         journal.append(samples)
         journal.finish([(sample["task"], sample["id"]) for sample in samples], run_results.to_json())
@@ -334,8 +302,7 @@ def _answers(options: Options, weights: Mapping[str, Any], group: Group) -> Answ
     if options.output is not None:
         folders.append((options.output, f"{group.dp.rank:03d}"))
     if options.cache is not None:
-        name = hashlib.sha256(json.dumps(dict(weights), sort_keys=True).encode()).hexdigest()[:24]
-        folders.append((options.cache / f"answers-{name}", uuid.uuid4().hex))
+        folders.append((options.cache / f"answers-{identity_digest(weights)}", uuid.uuid4().hex))
     known: dict[str, Any] = {}
     if group.world.rank == 0:
         for folder, _ in folders:

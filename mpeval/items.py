@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
+
+
+def page_windows(tokens: int, window: int) -> Iterator[tuple[int, int, int]]:
+    """Yield (start, first target, end) of the windows that lm-eval lays over a page, as positions in the page.
+
+    Position 0 is the end-of-text token that the page is given as a context, its `tokens` follow.  Every window scores
+    `window` tokens that no other scores, with one token before them; the last scores what is left, and begins earlier
+    to be as long as the others.
+    """
+    for first in range(1, tokens + 1, window):
+        end = min(first + window, tokens + 1)
+        yield max(0, end - window - 1), first, end
+
 
 Head = Literal["lm", "multichoice", "classification", "span"]
 """What of a model a protocol reads: its language model head, or one of the heads that finetuning adds."""

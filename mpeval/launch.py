@@ -147,6 +147,29 @@ def device_of(name: str) -> str:
     return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def start(
+    tp: int | None,
+    dp: int | None,
+    rank: Callable[[World | None, Any], None],
+    job: Any,
+    *,
+    check: Callable[[int, int], object],
+    graceful: bool = False,
+) -> None:
+    """Run `rank(world, job)` with as many ranks as asked for: here, as new local processes, or as one that was started.
+
+    Before new processes, `check` gets their tensor- and data-parallel sizes: a mistake is better reported once.
+    `rank` is a function that another process can import; `graceful` as in `run_local`.
+    """
+    world = world_of(os.environ)
+    tp, dp = sizes(tp, dp, world)
+    if world is None and tp * dp > 1:
+        check(tp, dp)
+        run_local(tp * dp, rank, job, graceful=graceful)
+    else:
+        rank(world, job)
+
+
 def run_local(ranks: int, entry: Callable[[World, Any], None], argument: Any, *, graceful: bool = False) -> None:
     """Run `entry(world, argument)` in `ranks` new processes of this machine and wait for all.
 

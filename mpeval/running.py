@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -36,13 +35,7 @@ def start(options: Any, plan: Callable[[Any, int, int], Any], work: Callable[[An
         work: what each rank does, a function that another process can import.
     """
     options = replace(options, device=launch.device_of(options.device))
-    world = launch.world_of(os.environ)
-    tp, dp = launch.sizes(options.tp, options.dp, world)
-    if world is None and tp * dp > 1:
-        plan(options, tp, dp)
-        launch.run_local(tp * dp, partial(_as_rank, work), options, graceful=True)
-    else:
-        _as_rank(work, world, options)
+    launch.start(options.tp, options.dp, partial(_as_rank, work), options, check=partial(plan, options), graceful=True)
 
 
 def _as_rank(work: Callable[[Any, Group], None], world: launch.World | None, options: Any) -> None:

@@ -35,6 +35,11 @@ def _numbers(request: AnyRequest) -> list[Sequence[int] | np.ndarray]:
     return [request.ids, request.at, request.target]
 
 
+def identity_digest(identity: Mapping[str, Any]) -> str:
+    """Return what files of an identity are named by: 24 letters of its sha256."""
+    return hashlib.sha256(json.dumps(dict(identity), sort_keys=True).encode()).hexdigest()[:24]
+
+
 class ScoreCache:
     """The samples of one task under one identity, in a JSON-lines file that is only ever added to.
 
@@ -49,7 +54,7 @@ class ScoreCache:
             OutputError: the folder cannot be written, or the file holds another identity.
         """
         header = json.dumps({"identity": dict(identity)}, sort_keys=True)
-        self.path = folder / f"scores-{hashlib.sha256(header.encode()).hexdigest()[:24]}.jsonl"
+        self.path = folder / f"scores-{identity_digest(identity)}.jsonl"
         self._samples: dict[tuple[str, str], Sample] = {}
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -31,6 +31,11 @@ LOGITS_BYTES = 128 << 20
 """The head works on as many positions at a time as keep one buffer of logits below this."""
 
 
+def tokens_at_once(device: torch.device) -> int:
+    """Return how many input tokens a forward pass has by default."""
+    return BATCH_TOKENS.get(device.type, BATCH_TOKENS["cuda"])
+
+
 def token_batches(lengths: Sequence[int], budget: int, rows: Sequence[int] | None = None) -> list[list[int]]:
     """Group item numbers by length, longest first, so that rows x longest row stays within `budget` tokens.
 
@@ -120,7 +125,7 @@ def pack(model: GPT | BERT, requests: Sequence[AnyRequest], batch_tokens: int | 
     All sequences of a request are in one batch.  Those of a language model that begin alike share rows, where that is
     cheaper, and a preamble, where rows share one.  Batches of one preamble follow one another, longest rows first.
     """
-    budget = batch_tokens or BATCH_TOKENS.get(model.group.device.type, BATCH_TOKENS["cuda"])
+    budget = batch_tokens or tokens_at_once(model.group.device)
     tokens = sum(min(length, model.config.context) for request in requests for length in request.lengths)
     if model.config.family == "gpt" and all(isinstance(request, Request | Likelihoods) for request in requests):
         asked = [_asked(cast(Request | Likelihoods, request)) for request in requests]

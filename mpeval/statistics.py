@@ -50,8 +50,6 @@ def mean_metric(name: str, values: Sequence[float], clusters: Sequence[str]) -> 
     do not differ at all (every item right) would leave it without width: then it is Wilson's with each cluster as one
     observation.  One cluster has no error bar.
     """
-    from scipy.stats import t
-
     count = len(set(clusters))
     value = math.fsum(values) / len(values)
     metric = Metric(name=name, value=value, unit="proportion", direction="max")
@@ -60,7 +58,7 @@ def mean_metric(name: str, values: Sequence[float], clusters: Sequence[str]) -> 
     unit = "items" if count == len(clusters) else "passages"
     stderr = clustered_error(values, clusters)
     if stderr > _NOTHING:
-        reach = float(t.ppf(0.5 + LEVEL / 2, count - 1)) * stderr
+        reach = _reach(stderr, count)
         low, high, interval = max(0.0, value - reach), min(1.0, value + reach), f"student-t of {unit}"
     else:
         low, high, interval = *_wilson(value, count), f"wilson of {unit}"
@@ -69,17 +67,22 @@ def mean_metric(name: str, values: Sequence[float], clusters: Sequence[str]) -> 
 
 def number_metric(name: str, values: Sequence[float], direction: Literal["max", "min"]) -> Metric:
     """Return the mean of numbers of any size, one an item; the interval is Student's."""
-    from scipy.stats import t
-
     n = len(values)
     value = math.fsum(values) / n
     metric = Metric(name=name, value=value, unit="number", direction=direction)
     if n == 1:
         return metric
     stderr = math.sqrt(math.fsum((item - value) ** 2 for item in values) / (n - 1) / n)
-    reach = float(t.ppf(0.5 + LEVEL / 2, n - 1)) * stderr
+    reach = _reach(stderr, n)
     bars = {"stderr": stderr, "low": value - reach, "high": value + reach, "interval": "student-t of items"}
     return metric.model_copy(update=bars)
+
+
+def _reach(stderr: float, units: int) -> float:
+    """Return how far Student's interval reaches to either side, with units - 1 degrees of freedom."""
+    from scipy.stats import t
+
+    return float(t.ppf(0.5 + LEVEL / 2, units - 1)) * stderr
 
 
 def clustered_error(values: Sequence[float], clusters: Sequence[str]) -> float:
@@ -161,14 +164,12 @@ def ratio_perplexity_metrics(
 
 def bits_metric(name: str, losses: Sequence[float], weights: Sequence[float]) -> Metric:
     """Return the sum of losses (nats) / sum of weights in bits, with the errors of `ratio_perplexity_metrics`."""
-    from scipy.stats import t
-
     ratio, spread = (None if nats is None else nats / math.log(2) for nats in _ratio(losses, weights))
     assert ratio is not None
     metric = Metric(name=name, value=ratio, unit="bits", direction="min")
     if spread is None:
         return metric
-    reach = float(t.ppf(0.5 + LEVEL / 2, len(losses) - 1)) * spread
+    reach = _reach(spread, len(losses))
     bars = {"stderr": spread, "low": max(0.0, ratio - reach), "high": ratio + reach}
     return metric.model_copy(update={**bars, "interval": "student-t of articles"})
 
@@ -185,12 +186,10 @@ def _ratio(losses: Sequence[float], weights: Sequence[float]) -> tuple[float, fl
 
 def _perplexity(name: str, loss: float, spread: float | None, units: int, interval: str) -> Metric:
     """Exponentiate a mean loss in nats; the standard error of the perplexity is by the delta method."""
-    from scipy.stats import t
-
     value = _exp(loss)
     if spread is None:
         return Metric(name=name, value=value, unit="perplexity", direction="min", loss=loss)
-    reach = float(t.ppf(0.5 + LEVEL / 2, units - 1)) * spread
+    reach = _reach(spread, units)
     return Metric(
         name=name,
         value=value,

@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from lm_eval_runs import hf_backend
 from making import MadeWeights
 
 from mpeval.checkpoint.load import load_model
@@ -40,19 +41,11 @@ def loaded(root: Path) -> GPT:
     return model
 
 
-def hf_backend(root: Path, batch: int = 4) -> Any:
+def hf_of(root: Path, batch: int = 4) -> Any:
     """Return lm-eval's `hf` backend with a checkpoint's weights and tokenizer."""
-    from lm_eval.models.huggingface import HFLM
     from tokenizers import Tokenizer
-    from transformers import PreTrainedTokenizerFast
-    from transformers_weights import to_transformers
 
-    end = "<|endoftext|>"
-    text = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_file(str(root / "tokenizer.json")), eos_token=end, bos_token=end, pad_token=end
-    )
-    model = to_transformers(loaded(root))
-    return HFLM(pretrained=model, tokenizer=text, batch_size=batch, max_length=CONFIG.context, device="cpu")
+    return hf_backend(loaded(root), Tokenizer.from_file(str(root / "tokenizer.json")), batch)
 
 
 def ask_hf(root: Path, tasks: list[str], data: Path | None, limit: int) -> Any:
@@ -63,7 +56,7 @@ def ask_hf(root: Path, tasks: list[str], data: Path | None, limit: int) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return lm_eval.simple_evaluate(
-            model=hf_backend(root),
+            model=hf_of(root),
             tasks=tasks,
             task_manager=TaskManager(
                 include_path=str(TASKS), include_defaults=False, metadata={"data": str(data)} if data else None

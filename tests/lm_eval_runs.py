@@ -55,20 +55,26 @@ def stock_yaml(path: str) -> Path:
 
 def harness_model(model: GPT, tokenizer_folder: Path) -> Any:
     """Return lm-eval's `hf` backend around the same weights and GPT-2's own tokenizer files."""
-    from lm_eval.models.huggingface import HFLM
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-    from transformers_weights import to_transformers
 
     files = (str(tokenizer_folder / "encoder.json"), str(tokenizer_folder / "vocab.bpe"))
     backend = Tokenizer(models.BPE.from_file(*files))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>", bos_token="<|endoftext|>")
+    return hf_backend(model, backend)
+
+
+def hf_backend(model: GPT, text: Any, batch: int = 4) -> Any:
+    """Return lm-eval's `hf` backend around the same weights and a tokenizer of the library `tokenizers`."""
+    from lm_eval.models.huggingface import HFLM
+    from transformers import PreTrainedTokenizerFast
+    from transformers_weights import to_transformers
+
+    end = "<|endoftext|>"
     return HFLM(
         pretrained=to_transformers(model),
-        tokenizer=tokenizer,
-        batch_size=4,
+        tokenizer=PreTrainedTokenizerFast(tokenizer_object=text, eos_token=end, bos_token=end, pad_token=end),
+        batch_size=batch,
         max_length=model.config.context,
         device="cpu",
     )

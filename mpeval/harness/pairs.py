@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from mpeval.errors import DataError
+from mpeval.items import page_windows
 from mpeval.tokenizer import Tokenizer
 
 CHUNK = 8192
@@ -60,7 +61,5 @@ def rolling_windows(ids: Sequence[int], prefix: int, length: int) -> Iterator[tu
         last        5 6 7 | 8 9            of the last, what is left over becomes context
     """
     text = [prefix, *ids]
-    for first in range(0, len(ids), length):
-        end = min(first + length, len(ids))
-        begin = max(0, end - length) if first else 0
-        yield text[begin : first + 1], text[first + 1 : end + 1]
+    for begin, first, end in page_windows(len(ids), length):
+        yield text[begin:first], text[first:end]

@@ -6,7 +6,6 @@ from functools import partial
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from mpeval.models.gpt import GPT
 from mpeval.models.rotary import rotation
@@ -65,7 +64,8 @@ class Cache:
             causal=False,
             keep=partial(self._extend, positions, used),
         )
-        return self.model.blocks(self._embedded(ids, positions), run)[:, 0]
+        vectors = self.model.embedding(ids[:, None], positions=positions[:, None])
+        return self.model.blocks(vectors, run)[:, 0]
 
     def preamble(self, layer: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Give the one row that was read to each of `batch` rows, before their own [batch, heads, time, head_dim]."""
@@ -79,14 +79,6 @@ class Cache:
         """Keep only these rows, [n] int64, in this order."""
         self.rows = len(rows)
         self.held = {layer: (key[rows], value[rows]) for layer, (key, value) in self.held.items()}
-
-    def _embedded(self, ids: Tensor, positions: Tensor) -> Tensor:
-        """Return [rows, 1, hidden] of tokens that stand at their own positions."""
-        embedding = self.model.embedding
-        vectors: Tensor = embedding.word(ids[:, None])
-        if embedding.position is not None:
-            vectors = vectors + F.embedding(positions[:, None], embedding.position.weight)
-        return vectors
 
     def _fill(self, rows: slice, layer: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Keep keys and values [n, heads, time, head_dim] of the beginning of some rows; attend to just these."""

@@ -66,7 +66,7 @@ def asked(protocol: Protocol, data: Data) -> Data:
     """
     if protocol.id != LAST_OF_ARTICLE:
         return data
-    last = tuple(article[-1] for article in _high_articles(data.questions))
+    last = tuple(article[-1] for article in high_articles(data.questions))
     if not last:
         raise DataError(
             f"`{data.source}` has no question of RACE's high part, the only one that `{protocol.id}` asks about",
@@ -75,7 +75,7 @@ def asked(protocol: Protocol, data: Data) -> Data:
     return replace(data, questions=last)
 
 
-def _high_articles(questions: Sequence[Question]) -> list[list[Question]]:
+def high_articles(questions: Sequence[Question]) -> list[list[Question]]:
     """Return the questions of each article of the high part, in their order."""
     articles: dict[str, list[Question]] = {}
     for question in questions:
@@ -87,7 +87,7 @@ def _high_articles(questions: Sequence[Question]) -> list[list[Question]]:
 def _prompts(protocol: Protocol, data: Data, questions: Sequence[Question]) -> list[str]:
     """Return the prompt of each of the questions that a protocol asks."""
     if protocol.id == LAST_OF_ARTICLE:
-        return [harness_race(article) for article in _high_articles(data.questions)]
+        return [harness_race(article) for article in high_articles(data.questions)]
     ask = PROMPTS[protocol.id.partition("/")[0]]
     return [ask(question) for question in questions]
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from mpeval.data import Data
 from mpeval.errors import DataError
-from mpeval.items import Request, Scored
+from mpeval.items import Request, Scored, page_windows
 from mpeval.results import Metric
 from mpeval.statistics import bits_metric, ratio_perplexity_metrics
 from mpeval.tasks.base import Item, Sample, sample_line
@@ -162,18 +162,6 @@ def pages_of(text: str) -> list[str]:
             parts.append([])
         parts[-1].append(line)
     return [page for page in map("\n".join, parts) if page.strip()]
-
-
-def page_windows(tokens: int, window: int) -> Iterator[tuple[int, int, int]]:
-    """Yield (start, first target, end) of the windows that lm-eval lays over a page, as positions in the page.
-
-    Position 0 is the end-of-text token that the page is given as a context, its `tokens` follow.  Every window scores
-    `window` tokens that no other scores, with one token before them; the last scores what is left, and begins earlier
-    to be as long as the others.
-    """
-    for first in range(1, tokens + 1, window):
-        end = min(first + window, tokens + 1)
-        yield max(0, end - window - 1), first, end
 
 
 class WikiTextPages:

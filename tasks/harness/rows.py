@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from mpeval.data import Data, load_data
 from mpeval.errors import DataError
 from mpeval.tasks.cards import load_card
-from mpeval.tasks.perplexity import detokenize
+from mpeval.tasks.likelihood import harness_race, high_articles
+from mpeval.tasks.perplexity import detokenize, pages_of
 
 SAMPLES = Path(__file__).resolve().parent.parent / "samples"
 WIKITEXT = "wikitext-2-raw/wiki.test.raw"
@@ -49,12 +49,10 @@ def piqa(data: str | None = None, **_: Any) -> dict[str, Any]:
 def race(data: str | None = None, **_: Any) -> dict[str, Any]:
     """Return the articles of RACE-high's test set, each with its last question; the others are in the prompt."""
     found = _load("race", data)
-    high = [question for question in found.questions if question.group == "high"]
-    rows = []
-    for _passage, asked in groupby(high, key=lambda question: question.passage):
-        *before, last = asked
-        prompt = f"Article: {last.context}\n\n" + "".join(map(_answered, before)) + last.question
-        rows.append({"prompt": prompt, "options": list(last.options), "answer": last.answer})
+    rows = [
+        {"prompt": harness_race(article), "options": list(article[-1].options), "answer": article[-1].answer}
+        for article in high_articles(found.questions)
+    ]
     return {"test": _table(rows, found.flags)}
 
 
@@ -62,13 +60,13 @@ def wikitext(data: str | None = None, **_: Any) -> dict[str, Any]:
     """Return the articles of WikiText-2's test set, one a page, as the raw file has them."""
     if data is None:
         found = _load("wikitext103", None)
-        return {"test": _table(_pages(found.text), found.flags)}
+        return {"test": _pages(found.text, found.flags)}
     path = Path(data) / WIKITEXT
     if not path.is_file():
         raise DataError(f"`{path}` does not exist", f"give a folder that holds `{WIKITEXT}` by `--data`")
     content = path.read_bytes()
     flags = () if hashlib.sha256(content).hexdigest() == WIKITEXT_SHA256 else ("modified-data",)
-    return {"test": _table(_pages(content.decode("utf-8")), flags)}
+    return {"test": _pages(content.decode("utf-8"), flags)}
 
 
 def readable(doc: dict[str, Any]) -> str:
@@ -100,19 +98,5 @@ def _table(rows: list[dict[str, Any]], flags: tuple[str, ...]) -> Any:
     return table
 
 
-def _answered(question: Any) -> str:
-    """Return a question of RACE with its answer; one that ends with a blank has it filled in."""
-    answer = question.options[question.answer]
-    if question.question.endswith("  _  ."):
-        return f"{question.question[:-5]}{answer}\n"
-    return f"Question: {question.question}\nAnswer: {answer}\n"
-
-
-def _pages(text: str) -> list[dict[str, Any]]:
-    """Cut a text before each heading of the first level, ` = Title = `."""
-    pages: list[list[str]] = [[]]
-    for line in text.split("\n"):
-        if re.fullmatch(r"= (?!=).*(?<!=) =", line.strip()):
-            pages.append([])
-        pages[-1].append(line)
-    return [{"page": "\n".join(page)} for page in pages if "".join(page).strip()]
+def _pages(text: str, flags: tuple[str, ...]) -> Any:
+    return _table([{"page": page} for page in pages_of(text)], flags)

@@ -15,11 +15,12 @@ from ranks import run_ranks
 import mpeval
 from mpeval.config import ModelConfig
 from mpeval.errors import CheckpointError, DataError, UsageError
-from mpeval.generate import CACHE_BYTES, PROMPT_TOKENS, Generated, Sampling, generate
+from mpeval.generate import CACHE_BYTES, Generated, Sampling, generate
 from mpeval.models.gpt import GPT
 from mpeval.models.weights import draw_weights
 from mpeval.parallel.draw import drawn_tokens
 from mpeval.parallel.group import Axis, Group
+from mpeval.scoring import BATCH_TOKENS
 
 VOCAB, CONTEXT, NEW = 96, 48, 14
 LENGTHS = (1, 7, 19, 3, 12, 34)
@@ -138,7 +139,7 @@ def test_draws_are_the_same_on_all_ranks_and_in_any_company(
     two = run_ranks(_drawn, 2, GROUPED, sampling)
     assert two == [alone, alone]
     monkeypatch.setitem(CACHE_BYTES, "cpu", 1)  # one prompt at a time
-    monkeypatch.setitem(PROMPT_TOKENS, "cpu", 1)
+    monkeypatch.setitem(BATCH_TOKENS, "cpu", 1)
     assert _drawn(Group.single(), GROUPED, sampling) == alone
     assert _drawn(Group.single(), GROUPED, Sampling(seed=4)) != alone
     other = _drawn(Group.single(), GROUPED, sampling, streams=[(9, number) for number in range(len(LENGTHS))])

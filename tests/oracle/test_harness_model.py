@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harnessing import CONFIG, hf_backend, loaded, make_gpt
+from harnessing import CONFIG, hf_of, loaded, make_gpt
 
 from mpeval.errors import DataError, MpevalError, OutputError, TokenizerError, UsageError
 from mpeval.generate import generate
@@ -57,7 +57,7 @@ def lm(root: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def hf(root: Path) -> Any:
-    return hf_backend(root)
+    return hf_of(root)
 
 
 def asked(kind: str, arguments: list[tuple[Any, ...]]) -> list[Any]:

@@ -17,14 +17,14 @@ from making import VOCAB, make_checkpoint, run_here, tokenizer_json
 
 from mpeval.data import Data, load_data
 from mpeval.errors import DataError
-from mpeval.items import Request, Scored
+from mpeval.items import Request, Scored, page_windows
 from mpeval.predictions.ensemble import Options
 from mpeval.predictions.ensemble import run as average
 from mpeval.predictions.lines import read_predictions
 from mpeval.predictions.rescore import rescore
 from mpeval.tasks.build import build_task
 from mpeval.tasks.cards import load_card
-from mpeval.tasks.perplexity import page_windows, pages_of
+from mpeval.tasks.perplexity import pages_of
 from mpeval.tokenizer import Tokenizer, find_tokenizer
 
 ARTICLE = json.loads((SAMPLES / "RACE/test/high/1.txt").read_text(encoding="utf-8"))
