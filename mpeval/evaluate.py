@@ -209,9 +209,8 @@ def evaluate(made: Plan, options: Options, group: Group, model: GPT | BERT | Non
             resumed = len(items) - len(todo)
             results.append(_result(task, data, samples, seconds=seconds, tokens=tokens, resumed=resumed))
     finetuned = read_finetuned(made.checkpoint.root)
-    run_results = results_document(
-        made.checkpoint, weights, [_marked(result, finetuned) for result in results], options, group
-    )
+    results = [_marked(result, finetuned) for result in results]
+    run_results = results_document(made.checkpoint, finetuned, weights, results, options, group)
     if journal:
         journal.finish(order, run_results.to_json())
     return run_results
@@ -229,12 +228,16 @@ def identity_of(checkpoint: ShardedCheckpoint, tokenizer: Tokenizer, options: Op
 
 
 def results_document(
-    checkpoint: ShardedCheckpoint, weights: Mapping[str, Any], results: list[Result], options: Options, group: Group
+    checkpoint: ShardedCheckpoint,
+    finetuned: Finetuned | None,
+    weights: Mapping[str, Any],
+    results: list[Result],
+    options: Options,
+    group: Group,
 ) -> RunResults:
-    """Return results with all that is to be known of the run: `weights` is its `identity_of`."""
+    """Return results with all that is to be known of the run; `weights` is its `identity_of`."""
     import torch
 
-    finetuned = read_finetuned(checkpoint.root)
     return RunResults(
         created_at=now(),
         training=finetuned.training if finetuned else None,

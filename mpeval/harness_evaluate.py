@@ -22,6 +22,7 @@ from mpeval.checkpoint.open import open_checkpoint
 from mpeval.checkpoint.sharded import ShardedCheckpoint
 from mpeval.errors import DataError, UsageError, suggest
 from mpeval.evaluate import Options, publish
+from mpeval.finetuned import read_finetuned
 from mpeval.harness_results import Measured, protocol_of, results_of
 from mpeval.journal import Journal
 from mpeval.leaderboard import check_store
@@ -284,7 +285,8 @@ def evaluate_tasks(
     found = ask(lm=lm, task_dict=loaded, limit=options.limit, bootstrap_iters=0, log_samples=True)
     measured = _measured(lm, found, loaded)
     results, samples = results_of(measured) if found is not None else ([], [])
-    run_results = evaluate.results_document(checkpoint, weights, results, options, group)
+    finetuned = read_finetuned(checkpoint.root)
+    run_results = evaluate.results_document(checkpoint, finetuned, weights, results, options, group)
     if journal:
         journal.append(samples)
         journal.finish([(sample["task"], sample["id"]) for sample in samples], run_results.to_json())
