@@ -248,7 +248,8 @@ def _plain(value: Any) -> str:
 @leaderboard_app.command("show")
 def leaderboard_show(store: StoreOption = None) -> None:
     """Print every board, best first."""
-    from mpeval.leaderboard import boards, default_store, read
+    from mpeval.leaderboard.boards import boards
+    from mpeval.leaderboard.store import default_store, read
     from mpeval.report import table
 
     for board in boards(read(store or default_store())):
@@ -264,7 +265,8 @@ def leaderboard_publish(
     store: StoreOption = None,
 ) -> None:
     """Write the leaderboard as a Markdown page and one self-contained HTML page."""
-    from mpeval.leaderboard import default_store, publish
+    from mpeval.leaderboard.pages import publish
+    from mpeval.leaderboard.store import default_store
 
     for path in publish(store or default_store(), output):
         typer.echo(f"wrote {path}")

@@ -20,7 +20,8 @@ from mpeval.errors import CheckpointError, UsageError
 from mpeval.finetuned import Finetuned, read_finetuned
 from mpeval.items import Item
 from mpeval.journal import Journal
-from mpeval.leaderboard import append, check_store, records_of
+from mpeval.leaderboard.records import records_of
+from mpeval.leaderboard.store import append, check_store
 from mpeval.parallel.group import broadcast_object
 from mpeval.provenance import checkpoint_info, digest_of, with_tokenizer
 from mpeval.results import DataInfo, Layout, Result, RunResults, now

@@ -27,7 +27,8 @@ from mpeval.finetuned import (
 )
 from mpeval.folders import write_atomically
 from mpeval.journal import RESULTS_FILE
-from mpeval.leaderboard import append, records_of
+from mpeval.leaderboard.records import records_of
+from mpeval.leaderboard.store import append
 from mpeval.parallel.group import broadcast_object
 from mpeval.predictions.members import read_results
 from mpeval.provenance import digest_of, name_of_run

@@ -13,7 +13,7 @@ from mpeval.data import Data, load_data
 from mpeval.errors import ConfigError, OutputError, UsageError
 from mpeval.finetune_recipe import FinetuneRecipe, default_recipe, find_finetune_recipe
 from mpeval.finetuned import SEEDS_FILE
-from mpeval.leaderboard import check_store
+from mpeval.leaderboard.store import check_store
 from mpeval.provenance import with_tokenizer
 from mpeval.running import CACHE, check_output
 from mpeval.tasks.base import Task

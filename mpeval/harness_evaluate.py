@@ -25,7 +25,7 @@ from mpeval.evaluate import Options, publish
 from mpeval.finetuned import read_finetuned
 from mpeval.harness_results import Measured, protocol_of, results_of
 from mpeval.journal import Journal
-from mpeval.leaderboard import check_store
+from mpeval.leaderboard.store import check_store
 from mpeval.parallel.group import broadcast_object, gather_objects
 from mpeval.provenance import check_causal, digest_of, with_tokenizer
 from mpeval.results import RunResults

@@ -20,7 +20,8 @@ from mpeval import __version__
 from mpeval.errors import DataError, OutputError, UsageError
 from mpeval.folders import unwritable, write_atomically
 from mpeval.journal import RESULTS_FILE, RUN_FILE, SAMPLES_FILE
-from mpeval.leaderboard import Record, append, check_store
+from mpeval.leaderboard.records import Record
+from mpeval.leaderboard.store import append, check_store
 from mpeval.predictions.lines import Sample, choice_of, probabilities_of
 from mpeval.predictions.members import Member, Wanted, read_member
 from mpeval.predictions.paired import compare_all, join

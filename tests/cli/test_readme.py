@@ -99,7 +99,7 @@ def test_each_checkpoint_card_describes_its_checkpoint(path: Path) -> None:
 
 
 def test_the_committed_leaderboard_pages_are_made_from_the_records(tmp_path: Path) -> None:
-    from mpeval.leaderboard import publish
+    from mpeval.leaderboard.pages import publish
 
     folder = ROOT / "leaderboard"
     for page in publish(folder / "results.jsonl", tmp_path):

@@ -14,7 +14,7 @@ from ranks import run_ranks
 import mpeval
 from mpeval.evaluate import Options
 from mpeval.harness_evaluate import Asked, check_documents, evaluate_tasks, load_tasks, plan
-from mpeval.leaderboard import read
+from mpeval.leaderboard.store import read
 from mpeval.parallel.group import Group
 from mpeval.questions.choice import LETTERS
 from mpeval.results import RunResults

@@ -16,7 +16,8 @@ from sklearn.metrics import accuracy_score
 
 from mpeval.errors import DataError, MpevalError, OutputError, UsageError
 from mpeval.finetuned import Epoch, Finetuned, write_finetuned
-from mpeval.leaderboard import boards, read
+from mpeval.leaderboard.boards import boards
+from mpeval.leaderboard.store import read
 from mpeval.predictions.ensemble import Options, run
 from mpeval.predictions.lines import read_predictions
 from mpeval.predictions.paired import compare, holm

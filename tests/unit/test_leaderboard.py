@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 
-from mpeval import leaderboard
 from mpeval.errors import DataError, OutputError
-from mpeval.leaderboard import Record, append, boards, publish, read, records_of
+from mpeval.leaderboard.boards import COLUMNS, boards
+from mpeval.leaderboard.pages import publish
+from mpeval.leaderboard.records import Record, records_of
+from mpeval.leaderboard.store import append, default_store, read
 from mpeval.results import (
     CheckpointInfo,
     DataInfo,
@@ -412,7 +414,7 @@ def test_accuracies_of_groups_are_columns() -> None:
     groups = [metric_of(0.9, name="accuracy_middle"), metric_of(0.8, name="accuracy_high")]
     perplexity = metric_of(12.0, name="token_perplexity", unit="perplexity", direction="min")
     (board,) = boards([record(other_metrics=[*groups, perplexity]), record(digest="sha256:b")])
-    extra = [column for column in board["columns"] if column not in leaderboard.COLUMNS]
+    extra = [column for column in board["columns"] if column not in COLUMNS]
     assert [board["headings"][column] for column in extra] == ["accuracy middle", "accuracy high"]
     assert [[row[column] for column in extra] for row in board["rows"]] == [["90.00 %", "80.00 %"], ["", ""]]
 
@@ -643,7 +645,7 @@ def test_an_empty_store_makes_pages_that_say_so(tmp_path: Path) -> None:
 
 
 def test_the_published_pages_of_the_project_are_those_of_its_records(tmp_path: Path) -> None:
-    store = leaderboard.default_store()
+    store = default_store()
     pages = publish(store, tmp_path)
     for path in pages:
         beside = store.parent / path.name

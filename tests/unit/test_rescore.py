@@ -15,7 +15,7 @@ from sklearn.metrics import accuracy_score, f1_score
 
 from mpeval.data import Data
 from mpeval.errors import DataError, MpevalError, UsageError
-from mpeval.leaderboard import records_of
+from mpeval.leaderboard.records import records_of
 from mpeval.predictions.lines import Predicted, protocols_in, read_predictions
 from mpeval.predictions.rescore import from_predictions, rescore
 from mpeval.questions.question import Question
