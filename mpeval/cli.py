@@ -10,7 +10,16 @@ from typing import Annotated, Any
 
 import typer
 
-from mpeval import __version__, cli_checkpoint, cli_corpus, cli_data, cli_finetune, cli_harness, cli_train
+from mpeval import (
+    __version__,
+    cli_checkpoint,
+    cli_corpus,
+    cli_data,
+    cli_finetune,
+    cli_harness,
+    cli_leaderboard,
+    cli_train,
+)
 from mpeval.cli_options import (
     AllowOption,
     CheckpointArg,
@@ -21,7 +30,6 @@ from mpeval.cli_options import (
     RecordOption,
     SetOption,
     SplitOption,
-    StoreOption,
     TokenizerOption,
     TpOption,
     known,
@@ -30,9 +38,8 @@ from mpeval.errors import MpevalError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 tasks_app = typer.Typer(no_args_is_help=True, help="List, show and check benchmarks.", rich_markup_mode=None)
-leaderboard_app = typer.Typer(no_args_is_help=True, help="Show and publish recorded results.", rich_markup_mode=None)
 app.add_typer(tasks_app, name="tasks")
-app.add_typer(leaderboard_app, name="leaderboard")
+app.add_typer(cli_leaderboard.leaderboard_app, name="leaderboard")
 app.add_typer(cli_corpus.corpus_app, name="corpus")
 
 
@@ -243,33 +250,6 @@ def _plain(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(value) or "-"
     return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-@leaderboard_app.command("show")
-def leaderboard_show(store: StoreOption = None) -> None:
-    """Print every board, best first."""
-    from mpeval.leaderboard.boards import boards
-    from mpeval.leaderboard.store import default_store, read
-    from mpeval.report import table
-
-    for board in boards(read(store or default_store())):
-        columns, headings = board["terminal_columns"], board["headings"]
-        rows = [[row[column] for column in columns] for row in board["rows"]]
-        title = f"{board['title']}, {board['split']}: {board['metric']} under {board['protocol']}, {board['arrow']}"
-        table(title, [headings.get(column, column) for column in columns], rows)
-
-
-@leaderboard_app.command("publish")
-def leaderboard_publish(
-    output: Annotated[Path, typer.Option("--output", help="Folder for README.md and index.html.")],
-    store: StoreOption = None,
-) -> None:
-    """Write the leaderboard as a Markdown page and one self-contained HTML page."""
-    from mpeval.leaderboard.pages import publish
-    from mpeval.leaderboard.store import default_store
-
-    for path in publish(store or default_store(), output):
-        typer.echo(f"wrote {path}")
 
 
 def main() -> None:
