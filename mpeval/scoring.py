@@ -27,8 +27,9 @@ ROW_TOKENS = 8192
 """Tokens of a row that several sequences share, at most: its mask holds their square."""
 PAIR = 2.0
 """How much longer a FLOP of attention under a mask takes than one of a large matrix product."""
-LOGITS_BYTES = 128 << 20
-"""The head works on as many positions at a time as keep one buffer of logits below this."""
+LOGITS_BYTES = {"cpu": 28 << 20, "cuda": 512 << 20}
+"""The head works on as many positions at a time as keep one fp32 buffer of logits below this: on a CPU a block that the
+C library keeps to give out again (larger ones it maps anew, page by page), on a GPU enough rows for a fast product."""
 
 
 def tokens_at_once(device: torch.device) -> int:
@@ -331,7 +332,8 @@ def _score_positions(
     model: GPT | BERT, logits: Callable[[torch.Tensor], torch.Tensor], hidden: torch.Tensor, targets: torch.Tensor
 ) -> TokenScores:
     """Score targets [n] by `logits` of vectors [n, hidden], a part at a time."""
-    step = max(1, LOGITS_BYTES // (4 * model.output_table.shape[0]))
+    buffer = LOGITS_BYTES.get(model.group.device.type, LOGITS_BYTES["cuda"])
+    step = max(1, buffer // (4 * model.output_table.shape[0]))
     parts = [
         token_scores(
             logits(hidden[low : low + step]),

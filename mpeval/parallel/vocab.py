@@ -58,11 +58,13 @@ def token_scores(logits: Tensor, targets: Tensor, *, first: int, axis: Axis) -> 
     Sends three small all-reduces, 4n numbers: the maximum, (sum of exponentials, target logit), the arg-max.  Of
     equal maxima the lowest id wins, as in `torch.argmax`.
     """
-    logits = logits.float()
-    peak, where = _max_or_floor(logits)
+    exact = logits.float()
+    peak, where = _max_or_floor(exact)
     top = all_reduced(peak, axis, "max")
-    sums = (logits - top.unsqueeze(-1)).exp_().sum(dim=-1)
-    picked, owned = _own_target(logits, targets, first)
+    picked, owned = _own_target(exact, targets, first)
+    # a copy is written to: memory of this size costs more to come by than what is done with it
+    below = exact - top.unsqueeze(-1) if exact is logits else exact.sub_(top.unsqueeze(-1))
+    sums = below.exp_().sum(dim=-1)
     total, target = all_reduced(torch.stack([sums, torch.where(owned, picked - top, 0.0)]), axis)
     return TokenScores(target - total.log(), _lowest_of_best(peak, top, where + first, axis))
 
