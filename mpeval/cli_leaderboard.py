@@ -7,33 +7,33 @@ from typing import Annotated
 
 import typer
 
-from mpeval.cli_options import StoreOption
+from mpeval.cli_options import StoresOption
 
 leaderboard_app = typer.Typer(no_args_is_help=True, help="Show and publish recorded results.", rich_markup_mode=None)
 
 
 @leaderboard_app.command("show")
-def leaderboard_show(store: StoreOption = None) -> None:
+def leaderboard_show(store: StoresOption = None) -> None:
     """Print every board, best first."""
     from mpeval.leaderboard.boards import boards
-    from mpeval.leaderboard.store import default_store, read
+    from mpeval.leaderboard.store import default_stores, read
     from mpeval.report import table
 
-    for board in boards(read(store or default_store())):
-        columns, headings = board["terminal_columns"], board["headings"]
-        rows = [[row[column] for column in columns] for row in board["rows"]]
-        title = f"{board['title']}, {board['split']}: {board['metric']} under {board['protocol']}, {board['arrow']}"
-        table(title, [headings.get(column, column) for column in columns], rows)
+    for board in boards(read(*(store or default_stores()))):
+        columns = board.terminal_columns
+        rows = [[row.cells[column] for column in columns] for row in board.rows]
+        title = f"{board.title}, {board.split}: {board.metric} under {board.protocol}, {board.arrow}"
+        table(title, [board.headings.get(column, column) for column in columns], rows)
 
 
 @leaderboard_app.command("publish")
 def leaderboard_publish(
     output: Annotated[Path, typer.Option("--output", help="Folder for README.md and index.html.")],
-    store: StoreOption = None,
+    store: StoresOption = None,
 ) -> None:
     """Write the leaderboard as a Markdown page and one self-contained HTML page."""
     from mpeval.leaderboard.pages import publish
-    from mpeval.leaderboard.store import default_store
+    from mpeval.leaderboard.store import default_stores
 
-    for path in publish(store or default_store(), output):
+    for path in publish(store or default_stores(), output):
         typer.echo(f"wrote {path}")

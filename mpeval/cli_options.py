@@ -18,7 +18,9 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON documen
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="Configuration value the file lacks, e.g. heads=16 or gelu=tanh.")
 ]
-StoreOption = Annotated[Path | None, typer.Option("--store", help="Records file (default: the project's own).")]
+StoresOption = Annotated[
+    list[Path] | None, typer.Option("--store", help="Records file, again for each more (default: the project's own).")
+]
 TpOption = Annotated[int | None, typer.Option("--tp", help="Tensor-parallel ranks (any size, whatever the file's).")]
 DpOption = Annotated[int | None, typer.Option("--dp", help="Data-parallel ranks.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda or auto.")]

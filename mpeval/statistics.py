@@ -61,7 +61,7 @@ def mean_metric(name: str, values: Sequence[float], clusters: Sequence[str]) -> 
         reach = _reach(stderr, count)
         low, high, interval = max(0.0, value - reach), min(1.0, value + reach), f"student-t of {unit}"
     else:
-        low, high, interval = *_wilson(value, count), f"wilson of {unit}"
+        low, high, interval = *wilson(value, count), f"wilson of {unit}"
     return metric.model_copy(update={"stderr": stderr, "low": low, "high": high, "interval": interval})
 
 
@@ -103,7 +103,7 @@ _NOTHING = 1e-12
 """A standard error of proportions below this is none: what rounding left of deviations that cancel."""
 
 
-def _wilson(share: float, n: int) -> tuple[float, float]:
+def wilson(share: float, n: int) -> tuple[float, float]:
     """Return Wilson's interval for a share of `n` observations, which need not be a whole number of them."""
     from scipy.stats import norm
 

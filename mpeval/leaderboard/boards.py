@@ -4,47 +4,98 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 from mpeval.leaderboard.records import Record
+from mpeval.leaderboard.reported import Reported
+from mpeval.leaderboard.store import Number
 from mpeval.results import Metric, SeedSpread
 
-COLUMNS = ("rank", "model", "iteration", "parameters", "value", "interval", "n", "dtype", "layout", "flags", "date")
-TERMINAL_COLUMNS = ("rank", "model", "value", "interval", "n", "dtype", "flags", "date")
+COLUMNS = (
+    *("rank", "kind", "model", "iteration", "parameters", "value", "interval"),
+    *("n", "shots", "dtype", "layout", "flags", "date", "source"),
+)
+TERMINAL_COLUMNS = ("rank", "kind", "model", "value", "interval", "n", "shots", "dtype", "flags", "date", "source")
+WHERE_KNOWN = ("iteration", "shots", "dtype", "layout", "source")
+"""Columns that a board of one kind has nothing in."""
 SEED_COLUMNS = ("seed", "seed sd")
 HEADINGS = {"interval": "95 % interval"}
 
 
-def boards(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """Sort records into one board per protocol, split and metric, best first, those that may not be ranked at the end.
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One number of a board."""
 
-    A board has the columns `columns` (`terminal_columns` where room is scarce): those of seeds where a row has one, and
-    one for each further score between 0 and 1 that a row has, such as the accuracy on a group of the questions.
+    entry: Number
+    rank: int | None
+    """None where it may not be ranked."""
+    cells: dict[str, str]
+    """What is shown of it, by column."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Board:
+    """Numbers that may be compared: of one benchmark, set, protocol and metric; best first, unranked ones last."""
+
+    title: str
+    protocol: str
+    split: str
+    metric: str
+    """Its name in words."""
+    direction: str
+    columns: tuple[str, ...]
+    terminal_columns: tuple[str, ...]
+    """Fewer, where room is scarce."""
+    headings: dict[str, str]
+    """Of columns that are not called by their heading."""
+    rows: tuple[Row, ...]
+
+    @property
+    def arrow(self) -> str:
+        """Which values are better, in words."""
+        return "higher is better" if self.direction == "max" else "lower is better"
+
+
+def boards(numbers: Sequence[Number]) -> list[Board]:
+    """Sort numbers into one board per protocol, split and metric.
+
+    A board has columns of seeds where a row has one, and one for each further score between 0 and 1 that a row has,
+    such as the accuracy on a group of the questions.
     """
-    groups: dict[tuple[str, str, str], list[Record]] = defaultdict(list)
-    for record in records:
-        groups[record.protocol, record.part, record.metric.name].append(record)
-    return [_board(*key, found) for key, found in sorted(groups.items())]
+    groups: dict[tuple[str, str, str], list[Number]] = defaultdict(list)
+    for number in numbers:
+        groups[number.protocol, number.part, number.metric.name].append(number)
+    return [_board(*key, found) for key, found in sorted(groups.items(), key=lambda group: group[0])]
 
 
-def _board(protocol: str, split: str, metric: str, found: list[Record]) -> dict[str, Any]:
-    sign = -1 if found[0].metric.direction == "max" else 1
-    order = sorted(found, key=lambda record: (not record.ranked, sign * record.metric.value, record.created_at))
-    ranked = [record for record in order if record.ranked]
-    rows = [_row(record, ranked.index(record) + 1 if record.ranked else None) for record in order]
-    extra = [column for column in SEED_COLUMNS if any(row.get(column) for row in rows)]
-    others = dict.fromkeys(_other(item.name) for record in order for item in _proportions(record))
-    return {
-        "title": found[0].title,
-        "protocol": protocol,
-        "split": split,
-        "metric": _words(metric),
-        "arrow": "higher is better" if sign < 0 else "lower is better",
-        "columns": _after_interval(COLUMNS, [*others, *extra]),
-        "terminal_columns": _after_interval(TERMINAL_COLUMNS, [*others, *extra]),
-        "headings": HEADINGS | {column: _words(column.removeprefix(_OTHER)) for column in others},
-        "rows": [dict.fromkeys([*others, *extra], "") | row for row in rows],
-    }
+def _board(protocol: str, split: str, metric: str, found: list[Number]) -> Board:
+    direction = found[0].metric.direction
+    sign = -1 if direction == "max" else 1
+    order = sorted(
+        found,
+        key=lambda one: (not one.ranked, sign * one.metric.value, one.created_at, one.model.name, one.identity()),
+    )
+    ranked = sum(one.ranked for one in order)
+    rows = [_row(one, place if place <= ranked else None) for place, one in enumerate(order, start=1)]
+    others = dict.fromkeys(_other(item.name) for one in order for item in _proportions(one))
+    cells = [dict.fromkeys([*others, *SEED_COLUMNS], "") | row.cells for row in rows]
+    extra = [*others, *(column for column in SEED_COLUMNS if any(row[column] for row in cells))]
+    empty = {column for column in WHERE_KNOWN if not any(row[column] for row in cells)}
+    columns, terminal = (
+        tuple(column for column in _after_interval(all_of, extra) if column not in empty)
+        for all_of in (COLUMNS, TERMINAL_COLUMNS)
+    )
+    return Board(
+        title=found[0].title,
+        protocol=protocol,
+        split=split,
+        metric=_words(metric),
+        direction=direction,
+        columns=columns,
+        terminal_columns=terminal,
+        headings=HEADINGS | {column: _words(column.removeprefix(_OTHER)) for column in others},
+        rows=tuple(Row(entry=row.entry, rank=row.rank, cells=shown) for row, shown in zip(rows, cells, strict=True)),
+    )
 
 
 _OTHER = "other: "
@@ -64,33 +115,60 @@ def _after_interval(columns: Sequence[str], more: Sequence[str]) -> tuple[str, .
     return (*columns[:place], *more, *columns[place:])
 
 
-def _proportions(record: Record) -> list[Metric]:
-    return [metric for metric in record.other_metrics if metric.unit == "proportion"]
+def _proportions(number: Number) -> list[Metric]:
+    return [metric for metric in number.other_metrics if metric.unit == "proportion"]
 
 
-def _row(record: Record, rank: int | None) -> dict[str, str]:
-    from mpeval.report import show_interval, show_metric
+def _row(number: Number, rank: int | None) -> Row:
+    from mpeval.report import show_interval
 
-    model = record.model
-    return {
+    model = number.model
+    shared = {
         "rank": str(rank) if rank else "-",
+        "kind": number.kind,
         "model": model.name,
-        "iteration": "" if record.members else str(model.iteration),
-        "parameters": f"{model.parameters / 1e6:,.1f}M",
+        "parameters": f"{model.parameters / 1e6:,.1f}M" if model.parameters else "",
+        "interval": show_interval(number.metric),
+        "n": f"{number.n:,}" if number.n else "",
+        "flags": ", ".join(number.flags),
+        "date": number.date,
+    }
+    own = _measured(number) if isinstance(number, Record) else _reported(number)
+    return Row(entry=number, rank=rank, cells=shared | own)
+
+
+def _measured(record: Record) -> dict[str, str]:
+    from mpeval.report import show_metric
+
+    return {
+        "iteration": "" if record.members else str(record.model.iteration),
         "value": show_metric(record.metric),
-        "interval": show_interval(record.metric),
-        "n": f"{record.n:,}",
+        "shots": str(record.harness.shots) if record.harness else "",
         "layout": f"tp {record.layout.tp} x dp {record.layout.dp}",
         "dtype": record.dtype,
-        "flags": ", ".join(record.flags),
-        "date": record.created_at[:10],
-        "checkpoint": model.digest,
+        "source": "",
+        "checkpoint": record.model.digest,
         "data": record.data.digest,
         "command": record.command,
         "notes": "; ".join(_notes(record)),
         "seed": str(record.training.seed) if record.training else "",
         "seed sd": _spread(record.seeds) if record.seeds else "",
         **{_other(metric.name): show_metric(metric) for metric in _proportions(record)},
+    }
+
+
+def _reported(number: Reported) -> dict[str, str]:
+    unit = " %" if number.metric.unit == "proportion" else ""
+    return {
+        "iteration": "",
+        "value": number.printed + unit,
+        "shots": number.model.shots,
+        "layout": "",
+        "dtype": "",
+        "source": f"{number.source.title}, {number.source.locator}",
+        "url": number.source.url,
+        "notes": "; ".join(text for text in (number.note, number.source.quote) if text),
+        **{_other(metric.name): number.printed_others[metric.name] + unit for metric in _proportions(number)},
     }
 
 

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from mpeval.folders import write_atomically
-from mpeval.leaderboard.boards import boards
+from mpeval.leaderboard.boards import Board, boards
 from mpeval.leaderboard.store import read
 
 
-def publish(store: Path, output: Path) -> list[Path]:
-    """Write `README.md` and `index.html` from the records of `store`; return their paths."""
-    content = boards(read(store))
+def publish(stores: Sequence[Path], output: Path) -> list[Path]:
+    """Write `README.md` and `index.html` from the numbers of `stores`; return their paths."""
+    content = boards(read(*stores))
     pages = {output / "README.md": _markdown(content), output / "index.html": _html(content)}
     for path, text in pages.items():
         write_atomically(path, text)
     return list(pages)
 
 
-def _html(content: list[dict[str, Any]]) -> str:
+def _html(content: list[Board]) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -28,17 +28,24 @@ def _html(content: list[dict[str, Any]]) -> str:
     return environment.get_template("leaderboard.html").render(boards=content)
 
 
-def _markdown(content: list[dict[str, Any]]) -> str:
-    lines = ["# Leaderboard", "", "Measured by mpeval; made from `results.jsonl` by `mpeval leaderboard publish`.", ""]
+def _markdown(content: list[Board]) -> str:
+    lines = [
+        "# Leaderboard",
+        "",
+        "Made from records by `mpeval leaderboard publish`: `measured` numbers are mpeval's own,",
+    ]
+    lines += ["`reported` ones those of the source they name, their intervals from the items it has.", ""]
     for board in content:
-        columns, headings = board["columns"], board["headings"]
-        lines += [f"## {_cell(board['title'])} {_cell(board['split'])}: {_cell(board['protocol'])}", ""]
-        lines += [f"{_cell(board['metric'])}, {board['arrow']}", ""]
-        lines += ["| " + " | ".join(_cell(headings.get(column, column)) for column in columns) + " |"]
-        lines += ["|" + " --- |" * len(columns)]
-        lines += ["| " + " | ".join(_cell(row[column]) for column in columns) + " |" for row in board["rows"]]
-        notes = [f"- {_cell(row['model'])}: {_cell(row['notes'])}" for row in board["rows"] if row["notes"]]
-        lines += ["", *notes] if notes else []
+        headings = [board.headings.get(column, column) for column in board.columns]
+        lines += [f"## {_cell(board.title)} {_cell(board.split)}: {_cell(board.protocol)}", ""]
+        lines += [f"{_cell(board.metric)}, {board.arrow}", ""]
+        lines += ["| " + " | ".join(map(_cell, headings)) + " |"]
+        lines += ["|" + " --- |" * len(headings)]
+        lines += ["| " + " | ".join(_cell(row.cells[column]) for column in board.columns) + " |" for row in board.rows]
+        notes = [
+            f"- {_cell(row.cells['model'])}: {_cell(row.cells['notes'])}" for row in board.rows if row.cells["notes"]
+        ]
+        lines += ["", *dict.fromkeys(notes)] if notes else []
         lines += [""]
     lines += ["Rows without a rank are flagged: they did not measure the whole published benchmark.", ""]
     return "\n".join(lines)

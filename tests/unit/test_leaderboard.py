@@ -16,7 +16,7 @@ from mpeval.errors import DataError, OutputError
 from mpeval.leaderboard.boards import COLUMNS, boards
 from mpeval.leaderboard.pages import publish
 from mpeval.leaderboard.records import Record, records_of
-from mpeval.leaderboard.store import append, default_store, read
+from mpeval.leaderboard.store import append, default_store, default_stores, read
 from mpeval.results import (
     CheckpointInfo,
     DataInfo,
@@ -386,7 +386,7 @@ def test_an_ensemble_of_the_same_members_in_another_order_is_added_once(tmp_path
 
 def test_splits_have_boards_of_their_own() -> None:
     found = boards([record(0.5, split="dev"), record(0.6, split="test"), record(0.7)])
-    assert [(board["split"], [row["value"] for row in board["rows"]]) for board in found] == [
+    assert [(board.split, [row.cells["value"] for row in board.rows]) for board in found] == [
         ("dev", ["50.00 %"]),
         ("test", ["70.00 %", "60.00 %"]),
     ]
@@ -395,10 +395,10 @@ def test_splits_have_boards_of_their_own() -> None:
 def test_columns_of_seeds_are_only_where_a_row_has_one() -> None:
     plain, finetuned = record(protocol="a/x"), record(protocol="b/x", training=TRAINING, seeds=SEEDS)
     without, with_seeds = boards([plain, finetuned, record(protocol="b/x", digest="sha256:other")])
-    assert not {"seed", "seed sd"} & {*without["columns"], *without["terminal_columns"]}
-    for columns in (with_seeds["columns"], with_seeds["terminal_columns"]):
+    assert not {"seed", "seed sd"} & {*without.columns, *without.terminal_columns}
+    for columns in (with_seeds.columns, with_seeds.terminal_columns):
         assert columns[columns.index("interval") + 1 :][:2] == ("seed", "seed sd")
-    rows = {row["checkpoint"]: row for row in with_seeds["rows"]}
+    rows = {row.cells["checkpoint"]: row.cells for row in with_seeds.rows}
     assert rows["sha256:aa"]["seed"] == "1236"
     assert rows["sha256:aa"]["seed sd"] == "0.31 (5 seeds, dev: 83.80 - 84.65 %)"
     assert (rows["sha256:other"]["seed"], rows["sha256:other"]["seed sd"]) == ("", "")
@@ -406,17 +406,17 @@ def test_columns_of_seeds_are_only_where_a_row_has_one() -> None:
 
 def test_a_single_seed_has_no_spread() -> None:
     (board,) = boards([record(training=TRAINING.model_copy(update={"selection": ""}))])
-    assert "seed" in board["columns"]
-    assert "seed sd" not in board["columns"]
+    assert "seed" in board.columns
+    assert "seed sd" not in board.columns
 
 
 def test_accuracies_of_groups_are_columns() -> None:
     groups = [metric_of(0.9, name="accuracy_middle"), metric_of(0.8, name="accuracy_high")]
     perplexity = metric_of(12.0, name="token_perplexity", unit="perplexity", direction="min")
-    (board,) = boards([record(other_metrics=[*groups, perplexity]), record(digest="sha256:b")])
-    extra = [column for column in board["columns"] if column not in COLUMNS]
-    assert [board["headings"][column] for column in extra] == ["accuracy middle", "accuracy high"]
-    assert [[row[column] for column in extra] for row in board["rows"]] == [["90.00 %", "80.00 %"], ["", ""]]
+    (board,) = boards([record(other_metrics=[*groups, perplexity]), record(digest="sha256:b", name="other")])
+    extra = [column for column in board.columns if column not in COLUMNS]
+    assert [board.headings[column] for column in extra] == ["accuracy middle", "accuracy high"]
+    assert [[row.cells[column] for column in extra] for row in board.rows] == [["90.00 %", "80.00 %"], ["", ""]]
 
 
 def test_the_pages_show_seeds_groups_training_and_members(tmp_path: Path) -> None:
@@ -434,7 +434,7 @@ def test_the_pages_show_seeds_groups_training_and_members(tmp_path: Path) -> Non
         assert "members: seed-1234 sha256:a, seed-1235 sha256:b" in text
     assert "## LAMBADA dev: lambada/megatron-strict" in markdown
     widths = {len(re.split(r"(?<!\\)\|", line)) for line in markdown.splitlines() if line.startswith("|")}
-    assert widths == {len(boards(records)[0]["columns"]) + 2}
+    assert widths == {len(boards(records)[0].columns) + 2}
 
 
 # ---- ranking ----
@@ -442,7 +442,7 @@ def test_the_pages_show_seeds_groups_training_and_members(tmp_path: Path) -> Non
 
 def names_and_ranks(records: Sequence[Record]) -> list[tuple[str, str]]:
     (board,) = boards(records)
-    return [(row["model"], row["rank"]) for row in board["rows"]]
+    return [(row.cells["model"], row.cells["rank"]) for row in board.rows]
 
 
 def test_the_best_accuracy_and_the_lowest_perplexity_come_first() -> None:
@@ -489,11 +489,11 @@ def test_protocols_and_metrics_are_never_ranked_together() -> None:
         record(metric=metric_of(0.7, name="z")),
     ]
     found = boards(records)
-    assert [(board["protocol"], board["metric"]) for board in found] == [
+    assert [(board.protocol, board.metric) for board in found] == [
         *(("lambada/megatron-last-token", "accuracy"), ("lambada/megatron-strict", "accuracy")),
         ("lambada/megatron-strict", "z"),
     ]
-    assert all(len(board["rows"]) == 1 for board in found)
+    assert all(len(board.rows) == 1 for board in found)
 
 
 # ---- pages ----
@@ -535,7 +535,7 @@ class Page(HTMLParser):
 def pages_of(folder: Path, records: Sequence[Record]) -> tuple[str, str]:
     """Publish records; return Markdown and HTML."""
     append(folder / "results.jsonl", records)
-    markdown, html = publish(folder / "results.jsonl", folder / "pages")
+    markdown, html = publish([folder / "results.jsonl"], folder / "pages")
     return markdown.read_text(encoding="utf-8"), html.read_text(encoding="utf-8")
 
 
@@ -616,18 +616,18 @@ def test_the_pages_show_value_interval_and_rank(tmp_path: Path) -> None:
         tmp_path, [record(0.4518), record(0.9, name="part", digest="sha256:p", flags=["partial"])]
     )
     cells = Page(page).cells
-    assert cells[:6] == ["1", "gpt-345m", "500000", "354.9M", "45.18 %", "44.18 % - 46.18 %"]
-    assert cells[11:13] == ["-", "part"]
+    assert cells[:7] == ["1", "measured", "gpt-345m", "500000", "354.9M", "45.18 %", "44.18 % - 46.18 %"]
+    assert cells[12:15] == ["-", "measured", "part"]
     first, second = [line for line in markdown.splitlines() if line.startswith("|")][2:]
-    assert first.startswith("| 1 | gpt-345m | 500000 | 354.9M | 45.18 % | 44.18 % - 46.18 % |")
-    assert second.startswith("| - | part |")
+    assert first.startswith("| 1 | measured | gpt-345m | 500000 | 354.9M | 45.18 % | 44.18 % - 46.18 % |")
+    assert second.startswith("| - | measured | part |")
 
 
 def test_publishing_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     append(tmp_path / "results.jsonl", [record(digest=f"sha256:{n}", name=f"model {n}") for n in range(5)])
     for folder in ("a", "b"):
-        publish(tmp_path / "results.jsonl", tmp_path / folder)
-    again = publish(tmp_path / "results.jsonl", tmp_path / "a")
+        publish([tmp_path / "results.jsonl"], tmp_path / folder)
+    again = publish([tmp_path / "results.jsonl"], tmp_path / "a")
     assert [path.name for path in again] == ["README.md", "index.html"]
     for path in again:
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
@@ -645,10 +645,10 @@ def test_an_empty_store_makes_pages_that_say_so(tmp_path: Path) -> None:
 
 
 def test_the_published_pages_of_the_project_are_those_of_its_records(tmp_path: Path) -> None:
-    store = default_store()
-    pages = publish(store, tmp_path)
+    folder = default_store().parent
+    pages = publish(default_stores(), tmp_path)
     for path in pages:
-        beside = store.parent / path.name
+        beside = folder / path.name
         if beside.exists():
             assert beside.read_bytes() == path.read_bytes()
     assert len(pages) == 2

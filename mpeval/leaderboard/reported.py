@@ -1,0 +1,168 @@
+"""Numbers that others published: one line each, with where they stand and what can be said of them from there."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from mpeval.errors import DataError
+from mpeval.leaderboard.entries import Entry
+from mpeval.results import Metric, Strict
+
+Unit = Literal["proportion", "perplexity"]
+UNATTAINABLE = "unattainable"
+"""Flag of an accuracy that no whole number of right answers gives: rounding, truncation, or other items than said."""
+
+
+class Source(Strict):
+    """Where a number is printed."""
+
+    title: str = Field(min_length=1)
+    url: str = Field(pattern=r"^https?://[^\s]+$")
+    locator: str = Field(min_length=1)
+    """Where in it, such as `Table 5`."""
+    date: str = Field(default="", pattern=r"^(\d{4}-\d{2}-\d{2})?$")
+    """When it was published; empty if that is not known."""
+    quote: str = ""
+    """A line of it."""
+    evidence: str = ""
+    """`S2` where two sources print the number, `S1` where one does."""
+
+
+class ReportedModel(Strict):
+    """What a source says of the model."""
+
+    name: str = Field(min_length=1)
+    family: str = ""
+    parameters: float | None = None
+    shots: str = ""
+    """Solved examples before each question (`0`, `15`, `few`), or `finetuned`, `trained`."""
+
+
+class Reported(Entry):
+    """One published number, as printed, with the number it stands for."""
+
+    newer: ClassVar[frozenset[str]] = frozenset({"split", "note", "printed_others"})
+    kind: Literal["reported"] = "reported"
+    model: ReportedModel
+    printed: str
+    """The value as the source prints it, accuracies in percent."""
+    printed_others: dict[str, str] = Field(default_factory=dict)
+    """The same of `other_metrics`, by name."""
+    source: Source
+    note: str = ""
+
+    @property
+    def slot(self) -> tuple[Any, ...]:
+        """What the number is of, and who says it."""
+        return (self.protocol, self.part, self.metric.name, self.model.name, self.model.shots, self.source.url)
+
+    @property
+    def date(self) -> str:
+        """When the source was published."""
+        return self.source.date
+
+
+def reported_metric(name: str, printed: str, unit: Unit, n: int | None) -> Metric:
+    """Return the metric that a printed value stands for, with the binomial error bars that `n` items give.
+
+    Args:
+        name: such as `accuracy`.
+        printed: an accuracy in percent or a perplexity, a plain number.
+        unit: of the metric; a perplexity has no error bar that could be known from its value.
+        n: items it is the accuracy of, None if that is not known.
+
+    Raises:
+        DataError: no number, or one that the unit does not allow.
+    """
+    if not re.fullmatch(r"\d+(\.\d+)?", printed):
+        raise DataError(f"`{printed}` is no plain number", "give what the source prints, without `%` or remarks")
+    value = float(printed)
+    if unit == "perplexity":
+        if value < 1:
+            raise DataError(f"a perplexity of {printed} is below 1", "look at the source again")
+        return Metric(name=name, value=value, unit=unit, direction="min", loss=math.log(value))
+    if value > 100:
+        raise DataError(f"an accuracy of {printed} % is above 100", "look at the source again")
+    share = round(value / 100, 12)
+    metric = Metric(name=name, value=share, unit=unit, direction="max")
+    if not n:
+        return metric
+    from mpeval.statistics import wilson
+
+    low, high = wilson(share, n)
+    bars = {"stderr": math.sqrt(share * (1 - share) / n), "low": low, "high": high, "interval": "wilson of printed n"}
+    return metric.model_copy(update=bars)
+
+
+def attainable(printed: str, n: int) -> bool:
+    """Tell whether some number of `n` right answers, in percent and rounded, is printed so."""
+    decimals = len(printed.partition(".")[2])
+    near = round(float(printed) / 100 * n)
+    wanted = round(float(printed), decimals)
+    reach = 1 + int(n / 100 / 10**decimals)
+    return any(
+        math.isclose(round(100 * correct / n, decimals), wanted, abs_tol=1e-9)
+        for correct in range(max(0, near - reach), min(n, near + reach) + 1)
+    )
+
+
+def reported(
+    *,
+    created_at: str,
+    task: str,
+    title: str,
+    protocol: str,
+    split: str,
+    values: Mapping[str, str],
+    items: Mapping[str, int],
+    unit: Unit,
+    model: ReportedModel,
+    source: Source,
+    flags: Sequence[str] = (),
+    note: str = "",
+) -> Reported:
+    """Make one line of what a source says of a model.
+
+    Args:
+        created_at: UTC time of this line.
+        task: card or, for a benchmark without one, its name in lower case.
+        title: the benchmark's name.
+        protocol: how it was done; two numbers are ranked together where it is equal.
+        split: set of the benchmark.
+        values: printed value of each metric, the primary one first.
+        items: how many each accuracy is of, where known.
+        unit: of all of them.
+        model: who.
+        source: where.
+        flags: what limits the number; `unattainable` is added where it holds.
+        note: anything else that a reader must know.
+
+    Raises:
+        DataError: a value that is no number, or that the unit does not allow.
+    """
+    metrics = [reported_metric(name, printed, unit, items.get(name)) for name, printed in values.items()]
+    odd = unit == "proportion" and any(
+        not attainable(printed, items[name]) for name, printed in values.items() if items.get(name)
+    )
+    first, *others = values
+    return Reported(
+        created_at=created_at,
+        task=task,
+        title=title,
+        protocol=protocol,
+        split=split,
+        metric=metrics[0],
+        other_metrics=metrics[1:],
+        n=items.get(first, 0),
+        flags=[*flags, *([UNATTAINABLE] if odd and UNATTAINABLE not in flags else [])],
+        model=model,
+        printed=values[first],
+        printed_others={name: values[name] for name in others},
+        source=source,
+        note=note,
+    )
