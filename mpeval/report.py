@@ -87,7 +87,7 @@ def table(
             Text(column),
             justify="right" if column in right else "left",
             overflow="fold",
-            no_wrap=column in {"protocol", "metric", "value"},
+            no_wrap=column.partition("\n")[0] in {"protocol", "metric", "value"},
         )
     for row in rows:
         made.add_row(*(Text(cell) for cell in row))
@@ -200,7 +200,7 @@ def ensemble_tables(results: EnsembleResults, *, stderr: bool = False) -> None:
 
 COMPARED = (
     "protocol\nmetric",
-    "first\nsecond",
+    "runs",
     "n\nclusters",
     "difference\n95 % interval",
     "p\np (Holm)",
@@ -214,7 +214,10 @@ FEW = 200
 
 def comparison_table(results: ComparisonResults, *, stderr: bool = False) -> None:
     """Print a row of two lines for each comparison, then what its numbers mean."""
-    rows = [_compared(item) for item in results.comparisons]
+    letters = {run.name: _letter(number) for number, run in enumerate(results.runs)}
+    for run in results.runs:
+        line(f"{letters[run.name]}: {run.name}" + f" ({run.path})" * (run.path != run.name), stderr=stderr)
+    rows = [_compared(item, letters) for item in results.comparisons]
     tests = len(rows)
     table("Paired comparisons", COMPARED, rows, right=COMPARED[2:3], ruled=True, stderr=stderr)
     found = [item.comparison for item in results.comparisons]
@@ -233,34 +236,43 @@ def comparison_table(results: ComparisonResults, *, stderr: bool = False) -> Non
     if min((item.clusters for item in shares), default=FEW) < FEW:
         line(f"with fewer than {FEW} clusters p is rough: see McNemar's too", stderr=stderr)
     for tied in results.groups:
-        ranks = "; ".join(f"{rank}. {', '.join(names)}" for rank, names in enumerate(tied.groups, start=1))
+        ranks = "; ".join(", ".join(letters[name] for name in group) for group in tied.groups)
         title = f"{tied.protocol}, {tied.metric.replace('_', ' ')}"
-        line(f"{title}, groups that no test tells from their best: {ranks}", stderr=stderr)
+        line(f"{title}, best first, between semicolons what no test tells from its best: {ranks}", stderr=stderr)
     for protocol, flags in {item.protocol: item.flags for item in results.comparisons if item.flags}.items():
         line(f"flags of {protocol}: {', '.join(flags)}", stderr=stderr)
     if results.not_compared:
         line(f"not compared, item by item there is nothing: {', '.join(results.not_compared)}", stderr=stderr)
 
 
-def _compared(item: Verdict) -> list[str]:
+def _letter(number: int) -> str:
+    """Return A to Z, then A1, B1, ..."""
+    return "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[number % 26] + (str(number // 26) if number > 25 else "")
+
+
+def _compared(item: Verdict, letters: Mapping[str, str]) -> list[str]:
     found = item.comparison
     if isinstance(found, Comparison):
         difference, interval = f"{100 * found.difference:+.2f} points", _points(found)
         alone = f"{found.only_first:,} : {found.only_second:,}\n{_p_value(found.mcnemar)}"
     else:
-        difference, alone = f"x {found.ratio:.4g}", ""
-        interval = "" if found.low is None or found.high is None else f"{found.low:.4g} to {found.high:.4g}"
+        difference, alone = f"x {_times(found.ratio)}", ""
+        interval = "" if found.low is None or found.high is None else f"{_times(found.low)} to {_times(found.high)}"
     shown = "no difference shown" if found.p_value is not None else "no test of one cluster"
     return [
         f"{item.protocol}\n{found.metric.replace('_', ' ')}",
-        f"{found.first}\n{found.second}",
+        f"{letters[found.first]} {'-' if isinstance(found, Comparison) else '/'} {letters[found.second]}",
         f"{found.n:,}\n{found.clusters:,}",
         f"{difference}\n{interval}",
         f"{_p_value(found.p_value)}\n{_p_value(found.p_value_holm)}",
         alone,
         "" if found.correlation is None else f"{found.correlation:.2f}",
-        shown if item.better is None else f"{item.better} better",
+        shown if item.better is None else f"{letters[item.better]} better",
     ]
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.4f}" if 0.1 <= ratio < 100 else f"{ratio:.3g}"
 
 
 def power_table(title: str, found: Power, needed: Mapping[str, int]) -> None:

@@ -9,6 +9,8 @@ from typing import Literal
 from mpeval.results import Metric
 
 LEVEL = 0.95
+SIGNIFICANCE = 0.05
+"""Of a test: an interval at LEVEL leaves out as much."""
 BOOTSTRAP_DRAWS, BOOTSTRAP_SEED = 10_000, 1234
 
 

@@ -29,7 +29,7 @@ from mpeval.results import (
     Verdict,
     now,
 )
-from mpeval.statistics import LEVEL, ratio_of_sums
+from mpeval.statistics import SIGNIFICANCE, ratio_of_sums
 
 _RUN = "give the output folder of `mpeval evaluate`, or a `samples.jsonl`"
 
@@ -103,7 +103,7 @@ def compare_runs(options: Options) -> ComparisonResults:
     verdicts = [_verdict(pair, found, sides, names) for pair, found in zip(pairs, corrected, strict=True)]
     return ComparisonResults(
         created_at=now(),
-        level=1 - LEVEL,
+        level=SIGNIFICANCE,
         runs=[_compared_run(side, name) for side, name in zip(sides, names, strict=True)],
         comparisons=verdicts,
         groups=list(_groups(pairs, verdicts, names)) if len(sides) > 2 else [],
@@ -280,7 +280,7 @@ def _verdict(
     results = [side.results.get(pair.protocol) for side in (sides[pair.first], sides[pair.second])]
     flags = dict.fromkeys(flag for result in results if result for flag in result.flags)
     better = None
-    if found.p_value_holm is not None and found.p_value_holm < 1 - LEVEL:
+    if found.p_value_holm is not None and found.p_value_holm < SIGNIFICANCE:
         better = names[pair.first if (found.difference < 0) == pair.lower_is_better else pair.second]
     split = next((result.split for result in results if result), "")
     return Verdict(protocol=pair.protocol, split=split, flags=list(flags), comparison=found, better=better)
