@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from mpeval.errors import DataError
 from mpeval.results import Comparison, PerplexityComparison
@@ -29,7 +29,8 @@ def join(members: Sequence[Sequence[Sample]], names: Sequence[str]) -> list[tupl
         names: what each model is called in messages: its file.
 
     Raises:
-        DataError: an id twice, ids that only some have, or another task, target, passage or group of the same id.
+        DataError: an id twice, ids that only some have, or another task, target, passage, group or prompt of the same
+            id.
     """
     by_id = [_by_id(lines, name) for lines, name in zip(members, names, strict=True)]
     for other, name in zip(by_id[1:], names[1:], strict=True):
@@ -258,6 +259,7 @@ def compare_all(
 def with_holm(found: Sequence[AnyComparison]) -> list[AnyComparison]:
     """Return comparisons with p-values corrected for all that were tested; one without a p-value was not."""
     corrected = iter(holm([item.p_value for item in found if item.p_value is not None]))
-    return [
-        item if item.p_value is None else item.model_copy(update={"p_value_holm": next(corrected)}) for item in found
+    made = [
+        item.model_copy(update={"p_value_holm": None if item.p_value is None else next(corrected)}) for item in found
     ]
+    return cast(list[AnyComparison], made)
