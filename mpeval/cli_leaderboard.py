@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from mpeval.cli_options import StoresOption
+from mpeval.cli_options import JsonOption, StoresOption
 
 leaderboard_app = typer.Typer(no_args_is_help=True, help="Show and publish recorded results.", rich_markup_mode=None)
 
@@ -37,3 +39,65 @@ def leaderboard_publish(
 
     for path in publish(store or default_stores(), output):
         typer.echo(f"wrote {path}")
+
+
+@leaderboard_app.command("compare")
+def leaderboard_compare(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN RUN...", help="Output folders of `mpeval evaluate`, or samples.jsonl.")
+    ],
+    protocol: Annotated[
+        list[str] | None, typer.Option("--protocol", help="Compare only under TASK/PROTOCOL, or those of TASK.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Test whether runs differ, item by item, under every protocol that both of a pair have.
+
+    Items are joined by id, and runs on other items, data or versions of a protocol are refused. Differences of accuracy
+    have errors clustered by passage, ratios of perplexity those of documents; Holm's correction is for all rows.
+    """
+    from mpeval.leaderboard import versus
+
+    command = shlex.join(["mpeval", *sys.argv[1:]])
+    versus.run(versus.Options(runs=tuple(runs), protocols=tuple(protocol or ()), json=as_json, command=command))
+
+
+@leaderboard_app.command("power")
+def leaderboard_power(
+    protocol: Annotated[
+        str | None, typer.Option("--protocol", help="TASK/PROTOCOL, for its published number of items.")
+    ] = None,
+    items: Annotated[
+        int | None, typer.Option("--n", help="Number of items, in the place of the published one.")
+    ] = None,
+    accuracy: Annotated[
+        float, typer.Option("--accuracy", help="About the accuracy of both models, a proportion.")
+    ] = 0.7,
+    effect: Annotated[
+        float | None, typer.Option("--effect", help="Difference in points for which to say the items needed.")
+    ] = None,
+    correlation: Annotated[
+        float, typer.Option("--correlation", help="Of the two models' right answers on the same items.")
+    ] = 0.5,
+    power: Annotated[float, typer.Option("--power", help="Probability of finding such a difference.")] = 0.8,
+) -> None:
+    """Say how small a difference a benchmark can show, at a level of 5 %.
+
+    Here:     mpeval leaderboard power --protocol race/lm-eval --accuracy 0.54
+
+    Or size:  mpeval leaderboard power --n 1000 --effect 1
+    """
+    from mpeval.errors import UsageError
+    from mpeval.leaderboard.power import items_needed, items_of, resolution
+    from mpeval.report import power_table
+
+    if protocol is None and items is None:
+        raise UsageError("there is no number of items", "give `--protocol TASK/PROTOCOL`, or `--n ITEMS`")
+    published = items_of(protocol) if protocol else 0
+    found = resolution(published if items is None else items, accuracy=accuracy, correlation=correlation, power=power)
+    needed = {}
+    if effect is not None:
+        for what, shared in (("measured apart", 0.0), ("on the same items", correlation)):
+            count = items_needed(effect / 100, accuracy=accuracy, correlation=shared, power=power)
+            needed[f"items needed for {effect:g} points, {what}"] = count
+    power_table(protocol or "a set", found, needed)

@@ -92,10 +92,10 @@ def reported_metric(name: str, printed: str, unit: Unit, n: int | None) -> Metri
     metric = Metric(name=name, value=share, unit=unit, direction="max")
     if not n:
         return metric
-    from mpeval.statistics import wilson
+    from mpeval.statistics import proportion_error, proportion_interval
 
-    low, high = wilson(share, n)
-    bars = {"stderr": math.sqrt(share * (1 - share) / n), "low": low, "high": high, "interval": "wilson of printed n"}
+    low, high = proportion_interval(share, n)
+    bars = {"stderr": proportion_error(share, n), "low": low, "high": high, "interval": "wilson of printed n"}
     return metric.model_copy(update=bars)
 
 

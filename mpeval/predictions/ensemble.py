@@ -23,7 +23,7 @@ from mpeval.journal import RESULTS_FILE, RUN_FILE, SAMPLES_FILE
 from mpeval.leaderboard.records import Record
 from mpeval.leaderboard.store import append, check_store
 from mpeval.predictions.lines import Sample, choice_of, probabilities_of
-from mpeval.predictions.members import Member, Wanted, read_member
+from mpeval.predictions.members import Member, Wanted, check_alike, names_of, read_member
 from mpeval.predictions.paired import compare_all, join
 from mpeval.results import CheckpointInfo, EnsembleMember, EnsembleResults, Layout, now
 from mpeval.tasks.cards import load_card
@@ -114,19 +114,7 @@ def _check_members(members: Sequence[Member]) -> None:
     _refuse_twice(members, "folder", lambda member: str(member.folder.resolve()))
     _refuse_twice(members, "checkpoint", lambda member: member.run.checkpoint.digest)
     _refuse_twice(members, "predictions", lambda member: member.predictions)
-    _refuse_other(members, "protocol", lambda member: member.result.protocol)
-    _refuse_other(members, "version of the protocol", lambda member: member.result.protocol_version)
-    _refuse_other(members, "digest of the data", lambda member: member.result.data.digest)
-
-
-def _refuse_other(members: Sequence[Member], what: str, value: Callable[[Member], str]) -> None:
-    first = members[0]
-    for other in members[1:]:
-        if value(first) != value(other):
-            raise DataError(
-                f"the {what} is `{value(first)}` in `{first.folder}`, `{value(other)}` in `{other.folder}`",
-                "evaluate both on the same data under the same protocol",
-            )
+    check_alike([member.result for member in members], [member.folder for member in members])
 
 
 def _refuse_twice(members: Sequence[Member], what: str, value: Callable[[Member], str]) -> None:
@@ -217,7 +205,7 @@ def _results(
     card: Card = load_card(members[0].result.task)
     first = members[0].result
     metrics, n, correct = summarise(card, samples)
-    names = _names(members)
+    names = names_of([(member.run.checkpoint.name, member.path) for member in members])
     stored = [[line.sample for line in member.lines] for member in members]
     exact = ["megatron-exact"] if any(member.run.megatron_exact for member in members) else []
     flags = dict.fromkeys(flag for member in members for flag in member.result.flags)
@@ -243,12 +231,6 @@ def _results(
 
 def _title(members: Sequence[object]) -> str:
     return f"ensemble of {len(members)}"
-
-
-def _names(members: Sequence[Member]) -> list[str]:
-    """Return what members are called: their checkpoints' names where those differ, else their paths."""
-    names = [member.run.checkpoint.name for member in members]
-    return names if len(set(names)) == len(names) else [str(member.path) for member in members]
 
 
 def _member(member: Member, name: str, card: Card) -> EnsembleMember:

@@ -33,19 +33,20 @@ class Predicted:
         return str(self.sample["id"])
 
 
-def read_predictions(path: Path, protocol: str) -> list[Predicted]:
+def read_predictions(path: Path, protocol: str, needed: Sequence[str] = ("target",)) -> list[Predicted]:
     """Read the lines of a protocol; lines of others, which an evaluation of several leaves there, are passed over.
 
     Raises:
-        DataError: no such file, a line that is no prediction, an id twice, or no line of the protocol.
+        DataError: no such file, a line that is no prediction or lacks a key that is `needed`, an id twice, or no line
+            of the protocol.
     """
     found: dict[str, Predicted] = {}
     others: set[str] = set()
     for line in _lines(path):
         if line.sample["task"] != protocol:
             others.add(line.sample["task"])
-        elif "target" not in line.sample:
-            raise DataError(f"{line.where} has no `target`", _FIELDS)
+        elif absent := [key for key in needed if key not in line.sample]:
+            raise DataError(f"{line.where} has no `{absent[0]}`", _FIELDS)
         elif line.id in found:
             raise DataError(
                 f"{line.where} is a second prediction for `{line.id}`", f"the first is {found[line.id].where}"

@@ -97,6 +97,8 @@ OPTIONS: dict[str, set[str]] = {
     "leaderboard": {"--help"},
     "leaderboard show": {"--store", "--help"},
     "leaderboard publish": {"--store", "--output", "--help"},
+    "leaderboard compare": {"--protocol", "--json", "--help"},
+    "leaderboard power": {"--protocol", "--n", "--accuracy", "--effect", "--correlation", "--power", "--help"},
 }
 """Every command and its options.  A new option changes this table on purpose, or not at all."""
 HEAVY = (
