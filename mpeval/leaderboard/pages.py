@@ -47,7 +47,10 @@ def _markdown(content: list[Board]) -> str:
         ]
         lines += ["", *dict.fromkeys(notes)] if notes else []
         lines += [""]
-    lines += ["Rows without a rank are flagged: they did not measure the whole published benchmark.", ""]
+    lines += [
+        "A rank is a range where 95 % intervals overlap, which may hide a difference that a paired test would show."
+    ]
+    lines += ["Rows without one are flagged: they did not measure the whole published benchmark.", ""]
     return "\n".join(lines)
 
 

@@ -465,6 +465,12 @@ def test_a_flagged_record_comes_last_and_has_no_rank(flag: str) -> None:
     assert names_and_ranks(records) == [("a", "1"), ("b", "2"), ("flagged", "-")]
 
 
+def test_a_rank_is_a_range_where_intervals_overlap() -> None:
+    records = [record(value, name=name) for value, name in ((0.9, "a"), (0.895, "b"), (0.5, "c"), (0.4, "d"))]
+    flagged = record(0.897, name="e", flags=["partial"])
+    assert names_and_ranks([*records, flagged]) == [("a", "1-2"), ("b", "1-2"), ("c", "3"), ("d", "4"), ("e", "-")]
+
+
 def test_flagged_records_are_in_order_among_themselves() -> None:
     records = [record(value, name=name, flags=["partial"]) for value, name in ((0.1, "low"), (0.8, "high"))]
     assert names_and_ranks(records) == [("high", "-"), ("low", "-")]
@@ -477,9 +483,9 @@ def test_equal_values_are_told_apart_by_age() -> None:
     assert [name for name, _ in names_and_ranks([late, early])] == ["a", "b"]
 
 
-def test_equal_values_share_a_rank_or_follow_each_other_without_a_gap() -> None:
+def test_equal_values_share_their_ranks() -> None:
     ranks = [rank for _, rank in names_and_ranks([record(0.5, name=name) for name in "abc"])]
-    assert ranks in (["1", "2", "3"], ["1", "1", "1"])
+    assert ranks == ["1-3"] * 3
 
 
 def test_protocols_and_metrics_are_never_ranked_together() -> None:
