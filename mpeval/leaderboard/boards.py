@@ -93,17 +93,18 @@ def _board(protocol: str, split: str, metric: str, found: list[Number]) -> Board
         direction=direction,
         columns=columns,
         terminal_columns=terminal,
-        headings=HEADINGS | {column: _words(column.removeprefix(_OTHER)) for column in others},
+        headings=HEADINGS | {column: _words(column.removeprefix(OTHER)) for column in others},
         rows=tuple(Row(entry=row.entry, rank=row.rank, cells=shown) for row, shown in zip(rows, cells, strict=True)),
     )
 
 
-_OTHER = "other: "
+OTHER = "other: "
+"""Beginning of the columns of metrics that a board is not about."""
 
 
 def _other(metric: str) -> str:
     """Return the column of a metric that a board is not about; no column of another kind is called so."""
-    return _OTHER + metric
+    return OTHER + metric
 
 
 def _words(metric: str) -> str:

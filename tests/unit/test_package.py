@@ -194,6 +194,7 @@ def test_only_parallel_and_launch_know_of_torch_distributed() -> None:
         ("rich", {"report.py"}),
         ("datasets", {"corpus/readers.py", "data.py"}),
         ("jinja2", {"leaderboard/pages.py"}),
+        ("yaml", {"leaderboard/exports/hub.py"}),
         ("tokenizers", {"tokenizer.py"}),
         ("matplotlib", {"plot.py"}),
         ("numba", {"corpus/compiled.py"}),
