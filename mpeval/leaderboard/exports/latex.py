@@ -59,6 +59,7 @@ def _table(board: Board, label: str, siunitx: bool) -> Iterator[str]:
     columns = _columns(board)
     numbers = [column for column in columns if siunitx and _is_score(board, column)]
     bold = best_group(board)
+    sources = list(dict.fromkeys(row.cells["source"] for row in board.rows if row.cells["source"]))
     layout = "".join(
         "S" if column in numbers else "r" if column in RIGHT or _is_score(board, column) else "l" for column in columns
     )
@@ -73,10 +74,13 @@ def _table(board: Board, label: str, siunitx: bool) -> Iterator[str]:
     yield "    " + _line([_heading(board, column, column in numbers) for column in columns])
     yield r"    \midrule"
     for row in board.rows:
-        cell = partial(_cell, row, numbers=numbers, bold=any(row is one for one in bold))
+        cell = partial(_cell, row, numbers=numbers, bold=any(row is one for one in bold), sources=sources)
         yield "    " + _line([cell(column) for column in columns])
     yield r"    \bottomrule"
     yield r"  \end{tabular}"
+    if sources:
+        listed = "; ".join(f"({number}) {escape(source)}" for number, source in enumerate(sources, start=1))
+        yield rf"  \par\smallskip{{\footnotesize Sources: {listed}.\par}}"
     yield r"\end{table}"
 
 
@@ -109,10 +113,12 @@ def _heading(board: Board, column: str, number: bool) -> str:
     return f"{{{text}}}" if number else text
 
 
-def _cell(row: Row, column: str, *, numbers: Sequence[str], bold: bool) -> str:
+def _cell(row: Row, column: str, *, numbers: Sequence[str], bold: bool, sources: Sequence[str]) -> str:
     metric = _metric_of(row, column)
     if column in numbers:
         return _with_error(row, metric) if metric else "{}"
+    if column == "source":
+        return f"({sources.index(row.cells[column]) + 1})" if row.cells[column] else ""
     text = escape(row.cells[column])
     return rf"\textbf{{{text}}}" if bold and column in {"model", "value"} else text
 
