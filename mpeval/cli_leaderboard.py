@@ -54,6 +54,10 @@ def leaderboard_publish(
     readme: Annotated[
         Path | None, typer.Option("--readme", help="Markdown file to replace the boards in, between its two markers.")
     ] = None,
+    push_to_hub: Annotated[
+        str | None,
+        typer.Option("--push-to-hub", help="Hugging Face repository to put rows of --model into the card of."),
+    ] = None,
 ) -> None:
     """Write the leaderboard as pages, and in the formats of others."""
     from mpeval.errors import UsageError
@@ -62,14 +66,21 @@ def leaderboard_publish(
     from mpeval.leaderboard.pages import DEFAULT, of_models, publish
     from mpeval.leaderboard.store import default_stores, read
 
-    if not (output or readme):
+    if not (output or readme or push_to_hub):
         raise UsageError("nowhere to publish to", "give a folder by `--output`, or a Markdown file by `--readme`")
+    if push_to_hub and not model:
+        raise UsageError("`--push-to-hub` is about the models of one card", "name them by `--model`")
     if not output and (formats is not None or siunitx):
         raise UsageError("`--format` and `--siunitx` are about files in a folder", "give the folder by `--output`")
     stores, models = store or default_stores(), model or []
     if readme:
         replace_between_markers(readme, of_models(boards(read(*stores)), models))
         typer.echo(f"wrote {readme}")
+    if push_to_hub:
+        from mpeval.leaderboard.exports.push import push
+
+        commit = push(of_models(boards(read(*stores)), models), push_to_hub)
+        typer.echo(f"pushed {commit}" if commit else f"the model card of {push_to_hub} has these results already")
     if output:
         chosen = DEFAULT if formats is None else [name.strip() for name in formats.split(",") if name.strip()]
         written = publish(stores, output, chosen, models=models, siunitx=siunitx, say=typer.echo)

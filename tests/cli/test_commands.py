@@ -97,7 +97,7 @@ OPTIONS: dict[str, set[str]] = {
     "leaderboard": {"--help"},
     "leaderboard show": {"--store", "--json", "--help"},
     "leaderboard publish": {
-        *("--store", "--output", "--format", "--siunitx", "--model", "--readme", "--help"),
+        *("--store", "--output", "--format", "--siunitx", "--model", "--readme", "--push-to-hub", "--help"),
     },
 }
 """Every command and its options.  A new option changes this table on purpose, or not at all."""

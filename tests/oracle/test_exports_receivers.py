@@ -17,7 +17,8 @@ from mpeval.leaderboard.exports import harness, hub, papers
 from mpeval.leaderboard.reported import ReportedModel
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
-TABLES = sorted((SHARED / "data" / "leaderboards" / "sota-extractor").glob("*.json"))
+FOLDER = SHARED / "data" / "leaderboards" / "sota-extractor"
+TABLES = [FOLDER / name for name in ("nlp-progress.json", "squad.json") if (FOLDER / name).is_file()]
 
 
 def many() -> list[Board]:
@@ -56,7 +57,8 @@ TASK: dict[str, Any] = {
     "synonyms": [str],
     "source_link": "link or null",
 }
-DATASET["subdatasets"] = [DATASET | {"subdataset": str}]
+SUBSET = DATASET | {"subdataset": str}
+DATASET["subdatasets"] = SUBSET["subdatasets"] = [SUBSET]
 TASK["datasets"] = [DATASET | {"dataset": str}]
 TASK["subtasks"] = [TASK]
 REQUIRED = {"task", "model_name", "dataset", "subdataset"}
