@@ -64,8 +64,9 @@ def publish(
         for name, text in export.files.items():
             write_atomically(output / name, text)
         _remove_earlier(output, export)
-        for note in export.notes if say else ():
-            say(note)
+        if say:
+            for note in export.notes:
+                say(note)
     return [output / name for export in exports for name in export.files]
 
 

@@ -13,13 +13,13 @@ from mpeval.leaderboard.text import slug
 from mpeval.results import Metric
 
 VERSION = "0.3.0"
-BOUNDS = {
-    "proportion": {"min_score": 0, "max_score": 100},
-    "perplexity": {"min_score": 1, "max_score": "inf"},
-    "bits": {"min_score": 0, "max_score": "inf"},
-    "number": {"min_score": "-inf", "max_score": "inf"},
+BOUNDS: dict[str, tuple[float | str, float | str]] = {
+    "proportion": (0, 100),
+    "perplexity": (1, "inf"),
+    "bits": (0, "inf"),
+    "number": ("-inf", "inf"),
 }
-"""By unit; that format writes what has no bound as text."""
+"""Least and greatest score by unit; that format writes what has no bound as text."""
 
 
 def export(content: Sequence[Board]) -> Export:
@@ -106,7 +106,8 @@ def _result(entry: Number, metric: Metric) -> dict[str, Any]:
             "metric_name": words,
             "metric_unit": unit(metric),
             "score_type": "continuous",
-            **BOUNDS[metric.unit],
+            "min_score": BOUNDS[metric.unit][0],
+            "max_score": BOUNDS[metric.unit][1],
         },
         "score_details": {"score": scaled(metric.value, metric), **_uncertainty(entry, metric)},
     }

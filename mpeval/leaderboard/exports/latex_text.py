@@ -96,7 +96,7 @@ def _character(character: str) -> str:
         return "{}"
     if character.isascii():
         return SPECIAL.get(character, character)
-    base, *marks = unicodedata.normalize("NFD", character)
+    base, *marks = list(unicodedata.normalize("NFD", character))
     if marks and base.isascii() and base.isalpha() and all(mark in ACCENTS for mark in marks):
         made = base
         for mark in marks:

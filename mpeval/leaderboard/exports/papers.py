@@ -126,15 +126,15 @@ def _names(lines: Sequence[_Line]) -> list[str]:
             f"{name} ({more(line)})" if counts[name] > 1 and more(line) else name
             for name, line in zip(names, lines, strict=True)
         ]
-    made: list[str] = []
+    made: dict[str, None] = {}
     for name in names:
         number = 2
         unique = name
         while unique in made:
             unique = f"{name} #{number}"
             number += 1
-        made.append(unique)
-    return made
+        made[unique] = None
+    return list(made)
 
 
 def _task(name: str) -> dict[str, Any]:
