@@ -27,7 +27,7 @@ from mpeval.results import Metric
 def test_siunitx_columns_have_the_standard_error_in_units_of_the_last_digit() -> None:
     text = latex.export(boards([*megatron(), measured(0.45)]), siunitx=True).files["leaderboard.tex"]
     assert r"\usepackage{siunitx}" in text
-    for said in ("66.51(66)", "90.9(4) &", "93.1(7) & 90.0(5)", "45.00(70)", " & 10.81 & ", "{value}", "rllSlSSrll"):
+    for said in ("66.51(66)", "90.9(4) & 93.1(7) & 90.0(5)", "45.00(70)", " & 10.81 & ", "{value}", "rllSSSrll"):
         assert said in text
 
 

@@ -81,6 +81,7 @@ LATEX = rf"""% Made by `mpeval leaderboard publish`; needs \usepackage{{booktabs
   \caption{{RACE test: accuracy, higher is better; protocol race/megatron. Bold: the best value and every one whose @@
 95\,\% interval overlaps that of the best.}}
   \label{{tab:race-test-race-megatron-accuracy}}
+  \footnotesize\setlength{{\tabcolsep}}{{4pt}}
   \begin{{tabular}}{{rllrlrrrll}}
     \toprule
     rank & model & kind & value & 95 \% interval & accuracy middle & accuracy high & n & shots & source \\
@@ -89,7 +90,7 @@ LATEX = rf"""% Made by `mpeval leaderboard publish`; needs \usepackage{{booktabs
 & 4,934 & finetuned & (1) \\
     \bottomrule
   \end{{tabular}}
-  \par\smallskip{{\footnotesize Sources: (1) {TITLE}, Table 5.\par}}
+  \par\smallskip Sources: (1) {TITLE}, Table 5.\par
 \end{{table}}
 """.replace("@@\n", "")
 

@@ -232,7 +232,7 @@ def test_a_hub_that_cannot_be_reached_is_an_error(monkeypatch: pytest.MonkeyPatc
 
     # a connection that is refused ends the same way, after the library has tried it for 20 seconds
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(OutputError, match="the hub at `http://127.0.0.1:9` cannot be reached"):
+    with pytest.raises(OutputError, match=r"the hub at `http://127\.0\.0\.1:9` cannot be reached"):
         push(boards([measured(0.45)]), "owner/model", endpoint="http://127.0.0.1:9")
 
 

@@ -11,7 +11,7 @@ from mpeval.leaderboard.exports.latex_text import escape
 from mpeval.leaderboard.text import slug
 from mpeval.results import Metric
 
-COLUMNS = ("rank", "model", "kind", "parameters", "value", "interval", "n", "shots", "dtype", "flags", "source")
+COLUMNS = ("rank", "model", "kind", "parameters", "value", "interval", "n", "shots", "flags", "source")
 """Those that a page has room for, beside other scores of the board; whatever is empty in all rows is left out."""
 RIGHT = {"rank", "parameters", "value", "n"}
 RULE = r"Bold: the best value and every one whose 95\,\% interval overlaps that of the best."
@@ -56,7 +56,8 @@ def _overlap(one: Metric, best: Metric) -> bool:
 
 
 def _table(board: Board, label: str, siunitx: bool) -> Iterator[str]:
-    columns = _columns(board)
+    # an `S` column has the standard error, which the interval would say again
+    columns = [column for column in _columns(board) if not (siunitx and column == "interval")]
     numbers = [column for column in columns if siunitx and _is_score(board, column)]
     bold = best_group(board)
     sources = list(dict.fromkeys(row.cells["source"] for row in board.rows if row.cells["source"]))
@@ -69,6 +70,7 @@ def _table(board: Board, label: str, siunitx: bool) -> Iterator[str]:
     yield r"  \centering"
     yield rf"  \caption{{{escape(what)}{scale} {RULE}}}"
     yield rf"  \label{{{label}}}"
+    yield r"  \footnotesize\setlength{\tabcolsep}{4pt}"
     yield rf"  \begin{{tabular}}{{{layout}}}"
     yield r"    \toprule"
     yield "    " + _line([_heading(board, column, column in numbers) for column in columns])
@@ -80,7 +82,7 @@ def _table(board: Board, label: str, siunitx: bool) -> Iterator[str]:
     yield r"  \end{tabular}"
     if sources:
         listed = "; ".join(f"({number}) {escape(source)}" for number, source in enumerate(sources, start=1))
-        yield rf"  \par\smallskip{{\footnotesize Sources: {listed}.\par}}"
+        yield rf"  \par\smallskip Sources: {listed}.\par"
     yield r"\end{table}"
 
 
