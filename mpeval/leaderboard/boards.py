@@ -96,7 +96,7 @@ def _board(protocol: str, split: str, metric: str, found: list[Number]) -> Board
         direction=direction,
         columns=columns,
         terminal_columns=terminal,
-        headings=HEADINGS | {column: _words(column.removeprefix(_OTHER)) for column in others},
+        headings=HEADINGS | {column: _words(column.removeprefix(OTHER)) for column in others},
         rows=tuple(replace(row, cells=shown) for row, shown in zip(rows, cells, strict=True)),
     )
 
@@ -108,12 +108,13 @@ def _ranges(ranked: Sequence[Number]) -> list[tuple[int, int]]:
     return rank_ranges([metric.value for metric in metrics], intervals, direction)
 
 
-_OTHER = "other: "
+OTHER = "other: "
+"""Beginning of the columns of metrics that a board is not about."""
 
 
 def _other(metric: str) -> str:
     """Return the column of a metric that a board is not about; no column of another kind is called so."""
-    return _OTHER + metric
+    return OTHER + metric
 
 
 def _words(metric: str) -> str:

@@ -95,8 +95,10 @@ OPTIONS: dict[str, set[str]] = {
     "tasks show": {"--json", "--help"},
     "tasks check": {"--data", "--split", "--tokenizer", "--json", "--allow-modified-data", "--context", "--help"},
     "leaderboard": {"--help"},
-    "leaderboard show": {"--store", "--help"},
-    "leaderboard publish": {"--store", "--output", "--help"},
+    "leaderboard show": {"--store", "--json", "--help"},
+    "leaderboard publish": {
+        *("--store", "--output", "--format", "--siunitx", "--model", "--readme", "--push-to-hub", "--help"),
+    },
     "leaderboard compare": {"--protocol", "--json", "--help"},
     "leaderboard power": {"--protocol", "--n", "--accuracy", "--effect", "--correlation", "--power", "--help"},
 }
