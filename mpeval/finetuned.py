@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from mpeval.errors import DataError
 from mpeval.folders import write_atomically
-from mpeval.results import Document, Metric, SeedSpread, Strict, TrainingInfo
+from mpeval.results import Document, Metric, RunResults, SeedSpread, Strict, TrainingInfo
 
 FILE = "finetune.json"
 SEEDS_FILE = "seeds.json"
@@ -108,3 +108,11 @@ def spread_of(runs: Sequence[Finetuned]) -> Seeds:
         highest=max(values),
     )
     return Seeds(spread=spread, values=values, chosen=runs[chosen].training.seed)
+
+
+def selected(results: RunResults, spread: SeedSpread) -> RunResults:
+    """Return results with the rule by which their run was chosen among seeds."""
+    assert results.training is not None
+    rule = f"{spread.split} median of {len(spread.seeds)} seeds"
+    training = results.training.model_copy(update={"selection": rule})
+    return results.model_copy(update={"training": training, "seeds": spread})
