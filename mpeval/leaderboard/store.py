@@ -200,12 +200,11 @@ def _parse(text: bytes, path: Path, number: int) -> Line:
         DamagedLine: it was cut short (`torn`), is no JSON (`json`) or no record (`record`), is of another schema
             (`schema`), or does not have the id that its content has (`changed`).
     """
-    code = "record"
     try:
-        decoded = text.decode("utf-8", errors="replace").strip()
+        decoded = text.decode("utf-8", errors="replace").rstrip("\r")
         code = "json" if decoded.endswith("}") else "torn"
         raw = json.loads(decoded)
-        code = "record" if raw["schema"] == Line.model_fields["schema_"].default else "schema"
+        code = "schema" if raw.get("schema") not in {None, Line.model_fields["schema_"].default} else "record"
         line = KINDS[raw["kind"]](schema_=raw.pop("schema"), **raw)
     except (ValueError, ValidationError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = str(error).splitlines()[0]

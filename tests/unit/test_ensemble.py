@@ -577,7 +577,7 @@ def test_an_ensemble_becomes_a_record_of_its_own(tmp_path: Path) -> None:
     assert len(set(digests)) == 2
     (board,) = boards(read(store))
     assert {row.cells["model"] for row in board.rows} == {"ensemble of 3", "ensemble of 2"}
-    assert all(row["iteration"] == "" for row in board["rows"])
+    assert all(row.cells["iteration"] == "" for row in board.rows)
 
 
 def test_a_members_flags_are_the_ensembles(tmp_path: Path) -> None:
