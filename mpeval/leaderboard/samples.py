@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable
 from pathlib import Path, PurePath
 
 from mpeval.errors import DataError
-from mpeval.predictions.lines import content_of
+from mpeval.predictions.lines import Predicted, content_of
 from mpeval.results import HarnessInfo, SamplesInfo
 
 
@@ -45,31 +45,32 @@ def tasks_of(protocol: str, harness: HarnessInfo | None) -> set[str]:
     return {protocol_of(task, harness.shots) for task in harness.tasks}
 
 
-def own_lines(path: Path, tasks: Collection[str]) -> list[bytes]:
+def own_lines(path: Path, tasks: Collection[str]) -> dict[bytes, Predicted]:
     """Return the lines of some tasks, in the order of their bytes, without their line breaks.
 
     Raises:
         DataError: no such file, a damaged one, or two lines of one id.
     """
-    found: list[bytes] = []
-    seen: dict[tuple[str, str], int] = {}
+    found: dict[bytes, Predicted] = {}
+    seen: dict[tuple[str, str], str] = {}
     for number, line in enumerate(content_of(path).split(b"\n"), start=1):
         if not line.strip():
             continue
+        where = f"`{path}` line {number}"
         try:
             sample = json.loads(line)
             key = str(sample["task"]), str(sample["id"])
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise DataError(f"`{path}` line {number} is no sample: {error}", "restore the file") from error
+            raise DataError(f"{where} is no sample: {error}", "restore the file") from error
         if key[0] in tasks:
             if key in seen:
-                raise DataError(f"`{path}` lines {seen[key]} and {number} are both of `{key[1]}`", "restore the file")
-            seen[key] = number
-            found.append(line)
-    return sorted(found)
+                raise DataError(f"{seen[key]} and line {number} are both of `{key[1]}`", "restore the file")
+            seen[key] = where
+            found[line] = Predicted(sample=sample, where=where)
+    return dict(sorted(found.items()))
 
 
-def digest_of(lines: Sequence[bytes]) -> str:
+def digest_of(lines: Iterable[bytes]) -> str:
     """Return `sha256:...` of lines, each with a line break."""
     return "sha256:" + hashlib.sha256(b"".join(line + b"\n" for line in lines)).hexdigest()
 

@@ -97,6 +97,11 @@ OPTIONS: dict[str, set[str]] = {
     "leaderboard": {"--help"},
     "leaderboard show": {"--store", "--help"},
     "leaderboard publish": {"--store", "--output", "--help"},
+    "leaderboard add": {"--store", "--help"},
+    "leaderboard retract": {"--reason", "--store", "--help"},
+    "leaderboard lint": {"--store", "--json", "--help"},
+    "leaderboard verify": {"--store", "--runs", "--data", "--checkpoints", "--json", "--help"},
+    "leaderboard schema": {"--help"},
 }
 """Every command and its options.  A new option changes this table on purpose, or not at all."""
 HEAVY = (
