@@ -61,9 +61,8 @@ class Checkpoints:
             done = subprocess.run(line, capture_output=True, text=True, check=False)
             if done.returncode:
                 said = next((text for text in done.stderr.splitlines() if text.strip()), "nothing is said why")
-                raise CheckpointError(
-                    f"`{place}` cannot be hashed: {said.removeprefix('error: ')}", f"try `mpeval verify {place}`"
-                )
+                problem = f"`{place}` cannot be hashed: {said.removeprefix('error: ')}{damage([place])}"
+                raise CheckpointError(problem, f"try `mpeval verify {place}`")
             content = json.loads(done.stdout)
             self._known[key] = Path(content["path"]), str(content["digest"])
         return self._known[key]
@@ -89,8 +88,8 @@ def _together(digests: Sequence[str]) -> str:
     return digest_of_members(digests)
 
 
-def damaged_files(folders: Sequence[Path]) -> list[Path]:
-    """Return which shards are damaged by the checksums inside them, of those that have any (zip files)."""
+def damage(folders: Sequence[Path]) -> str:
+    """Say which shards are damaged by the checksums inside them, of those that have any (zip files)."""
     found: list[Path] = []
     for path in sorted(file for folder in folders for file in folder.rglob("*.pt")):
         try:
@@ -99,4 +98,4 @@ def damaged_files(folders: Sequence[Path]) -> list[Path]:
                     found.append(path)
         except (zipfile.BadZipFile, OSError, NotImplementedError):
             found.append(path)
-    return found
+    return f"; damaged by their own checksums: {', '.join(f'`{path}`' for path in found)}" if found else ""

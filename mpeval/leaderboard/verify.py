@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from mpeval.errors import CheckpointError, DataError, MpevalError, UsageError
 from mpeval.leaderboard.entries import Line
-from mpeval.leaderboard.hashing import Checkpoints, damaged_files
+from mpeval.leaderboard.hashing import Checkpoints, damage
 from mpeval.leaderboard.records import Record
 from mpeval.leaderboard.samples import digest_of, find_samples, own_lines, tasks_of
 from mpeval.leaderboard.store import DamagedLine, Number, scan, standing
@@ -296,9 +296,8 @@ def _weights(record: Record, checkpoints: Checkpoints) -> str:
     if found.digest == record.model.digest:
         return "checkpoint"
     where = " and ".join(f"`{folder}`" for folder in found.folders)
-    damaged = ", ".join(f"`{path}`" for path in damaged_files(found.folders))
     raise CheckpointError(
         f"{where} has the digest {found.digest[:19]}, the record says {record.model.digest[:19]}"
-        + (f"; damaged by their own checksums: {damaged}" if damaged else ""),
+        + damage(found.folders),
         "give the weights that were measured",
     )

@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 from evaluated import answers_to, race, write_race
-from test_leaderboard import metric_of, record
+from recorded import metric_of, published, record
 
 from mpeval.errors import DataError
 from mpeval.leaderboard.entries import Line, Retraction
 from mpeval.leaderboard.lint import RACE_TEST, Finding, lint
 from mpeval.leaderboard.metrics import KNOWN
 from mpeval.leaderboard.records import Record
-from mpeval.leaderboard.reported import Reported, ReportedModel, Source, reported
 from mpeval.leaderboard.store import append, default_stores, read
 from mpeval.results import DataInfo, HarnessInfo, Layout, Metric
 from mpeval.statistics import accuracy_metric, f1_metric, mean_perplexity_metric
@@ -35,20 +34,6 @@ def good(correct: int = 2319, **changes: Any) -> Record:
 
 def perplexity(loss: float, /, **changes: Any) -> Metric:
     return mean_perplexity_metric("target_perplexity", [loss - 0.1, loss, loss + 0.1]).model_copy(update=changes)
-
-
-def published(values: dict[str, str], n: int = 5153, **changes: Any) -> Reported:
-    fields: dict[str, Any] = {
-        "created_at": "2026-01-02T03:04:05Z",
-        "task": "lambada",
-        "title": "LAMBADA",
-        "protocol": "paper",
-        "split": "test",
-        "unit": "proportion",
-        "model": ReportedModel(name="megatron-8.3b"),
-        "source": Source(title="A paper", url="https://example.org/a", locator="Table 1"),
-    }
-    return reported(values=values, items={next(iter(values)): n}, **fields | changes)
 
 
 def findings(folder: Path, *lines: Line) -> list[Finding]:

@@ -9,12 +9,12 @@ import signal
 from pathlib import Path
 
 import pytest
-from test_leaderboard import record
+from recorded import published, record
 
 from mpeval.leaderboard import store as stores
 from mpeval.leaderboard.entries import Line, Retraction
 from mpeval.leaderboard.records import Record
-from mpeval.leaderboard.reported import ReportedModel, Source, reported
+from mpeval.leaderboard.reported import ReportedModel
 from mpeval.leaderboard.store import DamagedLine, append, read, scan
 
 PROCESSES, APPENDS = 16, 40
@@ -90,19 +90,8 @@ def stored(*lines: Line) -> bytes:
     return "".join(line.line() + "\n" for line in lines).encode()
 
 
-def published(name: str, printed: str = "66.5") -> Line:
-    return reported(
-        created_at="2026-01-02T03:04:05Z",
-        task="lambada",
-        title="LAMBADA",
-        protocol="paper",
-        split="test",
-        values={"accuracy": printed},
-        items={"accuracy": 5153},
-        unit="proportion",
-        model=ReportedModel(name=name),
-        source=Source(title="A paper", url="https://example.org/a", locator="Table 1"),
-    )
+def named(name: str, printed: str = "66.5") -> Line:
+    return published({"accuracy": printed}, model=ReportedModel(name=name))
 
 
 def test_an_append_reads_no_line_of_other_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,14 +108,14 @@ def test_an_append_reads_no_line_of_other_weights(tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize("ascii_only", [False, True])
 def test_a_repeat_is_found_however_its_line_was_written(name: str, ascii_only: bool, tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
-    lines = [published("other"), published(name), published("third")]
+    lines = [named("other"), named(name), named("third")]
     texts = [
         json.dumps(json.loads(line), ensure_ascii=ascii_only) for line in stored(*lines).decode().split("\n") if line
     ]
     path.write_text("".join(text.replace("/", "\\/") + "\n" for text in texts), encoding="utf-8")
     assert len(read(path)) == 3
-    assert append(path, [published(name)]) == 0
-    assert append(path, [published(name, "70.1")]) == 1
+    assert append(path, [named(name)]) == 0
+    assert append(path, [named(name, "70.1")]) == 1
 
 
 @pytest.mark.parametrize("more", [0, 100])
