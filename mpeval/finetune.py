@@ -8,6 +8,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,16 +80,14 @@ def finetune_seeds(made: Plan, options: Options, group: Group) -> None:
     test = _test_results(made, chosen, options, group) if options.seeds > 1 else None
     if group.world.rank == 0:
         folders = [folder / EVALUATIONS / run.dev_split for folder, run in runs.items()]
-        results = [_results_in(folder) for folder in folders]
+        folders += [chosen / EVALUATIONS / test.results[0].split] if test else []
+        results = {folder: _results_in(folder) for folder in folders}
         if options.seeds > 1:
             write_atomically(options.output / SEEDS_FILE, seeds.to_json())
-            results = [
-                selected(found, seeds.spread) if folder == chosen else found
-                for folder, found in zip(runs, results, strict=True)
-            ]
-            results += [selected(test, seeds.spread)] if test else []
-            folders += [chosen / EVALUATIONS / test.results[0].split] if test else []
-        _publish(dict(zip(folders, results, strict=True)), runs, seeds, options)
+            results |= {
+                folder: selected(results[folder], seeds.spread) for folder in folders if folder.is_relative_to(chosen)
+            }
+        _publish(results, runs, seeds, options)
 
 
 def _test_results(made: Plan, folder: Path, options: Options, group: Group) -> RunResults | None:
@@ -349,12 +348,8 @@ def _publish(
         for paths in drawn:
             line(f"loss curve {', '.join(str(path) for path in paths)}")
     if options.record:
-        records = [
-            record
-            for folder, found in results.items()
-            for record in records_of(found, folder / SAMPLES_FILE, options.record)
-        ]
-        recorded(append(options.record, records), options.record)
+        records = [records_of(found, folder / SAMPLES_FILE, options.record) for folder, found in results.items()]
+        recorded(append(options.record, [*chain.from_iterable(records)]), options.record)
 
 
 def _seeds_table(runs: Mapping[Path, Finetuned], seeds: Seeds) -> None:

@@ -258,7 +258,7 @@ def _unlike_pooled(whole: str, middle: str, high: str) -> str:
 
 def _half(printed: str) -> float:
     """Return half a unit of the last digit that is printed."""
-    return 0.5 / 10 ** len(printed.partition(".")[2])
+    return 0.5 * 10.0 ** -len(printed.partition(".")[2])
 
 
 # ---- several lines ----

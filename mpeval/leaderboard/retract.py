@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from mpeval.errors import DataError
@@ -37,7 +38,7 @@ def retract(store: Path, name: str, reason: str) -> Number:
     raise DataError(f"`{chosen.record_id[:19]}` was taken back already{_why(lines, chosen)}", "there is nothing to do")
 
 
-def _why(lines: list[tuple[int, Line | DataError]], chosen: Line) -> str:
+def _why(lines: Sequence[tuple[int, Line | DataError]], chosen: Line) -> str:
     reasons = [
         f" by line {number}: {line.reason}"
         for number, line in lines
