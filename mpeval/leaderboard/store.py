@@ -75,15 +75,23 @@ def _related(content: bytes, lines: Sequence[Line]) -> list[Line]:
     To read a line and check its id costs a thousand times what looking for a few letters does, so only those are read
     that hold the mark of one of `lines`, or could hold it in other letters (JSON's `\\u00..`).
     """
-    marks = {b"retraction", b"\\u00", *(_searched(line.mark) for line in lines)}
-    places: dict[int, int] = {}
-    for mark in marks if len(marks) < _MANY else {b"{"}:
+    marks = {b"\\u00", *(_searched(line.mark) for line in lines)}
+    places = _places(content, marks if len(marks) < _MANY else {b"{"})
+    if places:
+        places |= _places(content, {b"retraction"})
+    return list(_whole(content[begin:end] for begin, end in sorted(places.items())))
+
+
+def _places(content: bytes, marks: Iterable[bytes]) -> dict[int, int]:
+    """Return beginning and end of each line that holds a mark."""
+    found: dict[int, int] = {}
+    for mark in marks:
         at = content.find(mark)
         while at >= 0:
             end = content.find(b"\n", at) % (len(content) + 1)  # -1 stands for the end
-            places[content.rfind(b"\n", 0, at) + 1] = end
+            found[content.rfind(b"\n", 0, at) + 1] = end
             at = content.find(mark, end)
-    return list(_whole(content[begin:end] for begin, end in sorted(places.items())))
+    return found
 
 
 _MANY = 32
@@ -168,7 +176,10 @@ def scan(path: Path) -> Iterator[tuple[int, Line | DamagedLine]]:
 def _content(path: Path) -> bytes:
     if not path.is_file():
         raise DataError(f"no leaderboard at `{path}`", "`mpeval evaluate ... --record FILE` begins one")
-    return path.read_bytes()
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read `{path}`: {error.strerror}", "check its permissions and the disk") from error
 
 
 def _check_content(content: bytes, path: Path) -> None:

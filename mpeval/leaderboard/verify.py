@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from mpeval.errors import CheckpointError, DataError, MpevalError, UsageError
 from mpeval.leaderboard.entries import Line
 from mpeval.leaderboard.hashing import Checkpoints, damage
+from mpeval.leaderboard.lint import lint
 from mpeval.leaderboard.records import Record
 from mpeval.leaderboard.samples import digest_of, find_samples, own_lines, tasks_of
 from mpeval.leaderboard.store import DamagedLine, Number, scan, standing
@@ -64,6 +65,8 @@ class _Work:
                 raise UsageError(f"`--{option} {folder}` is no folder", f"give the folder that holds the {option}")
         self.places = places
         self.checkpoints = Checkpoints(places.checkpoints)
+        self.odd: dict[tuple[Path, int], str] = {}
+        """What `lint` says of lines, where it means that something was measured wrongly."""
         self._data: dict[tuple[str, str], Data | DataError | None] = {}
 
     def load(self, card: Card, split: str) -> Data | None:
@@ -119,6 +122,11 @@ def verify(stores: Sequence[Path], ids: Sequence[str], places: Places) -> list[V
             if isinstance(line, DamagedLine)
         ]
     work = _Work(places)
+    work.odd = {
+        (item.store, item.line): item.message
+        for item in lint(stores)
+        if item.severity == "error" and item.code in _MEASURED_WRONGLY
+    }
     verdicts = [*damaged, *(_verdict(path, number, one, work) for path, number, one in numbers)]
     order = {path: place for place, path in enumerate(stores)}
     return sorted(verdicts, key=lambda item: (order[item.store], item.line))
@@ -151,6 +159,8 @@ def _verdict(path: Path, number: int, one: Number, work: _Work) -> Verdict:
     try:
         for outcome in _checks(one, path, work):
             (notes if outcome.startswith(_NOT) else checked).append(outcome.removeprefix(_NOT))
+        if (path, number) in work.odd:
+            raise DataError(work.odd[path, number], "measure it again")
     except MpevalError as error:
         return Verdict(
             store=path,
@@ -166,6 +176,8 @@ def _verdict(path: Path, number: int, one: Number, work: _Work) -> Verdict:
 
 
 _NOT = "not: "
+_MEASURED_WRONGLY = ("items", "layout")
+"""Findings of `lint`: items dropped or counted twice, and other values in other layouts."""
 
 
 def _checks(record: Record, store: Path, work: _Work) -> Iterator[str]:

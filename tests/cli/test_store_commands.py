@@ -84,6 +84,22 @@ def test_a_recorded_evaluation_is_scored_and_hashed_again(folder: Path, capsys: 
     assert all(item["notes"] == [] and item["problem"] == "" for item in found)
 
 
+def test_layouts_of_files_and_ranks_make_the_same_record(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """TP 2 stored and 1 run, as recorded; TP 2 x PP 2 stored and 2 run."""
+    make_checkpoint(Path("models/tiny"), tp=2, pp=2)
+    more = f"--data {folder}/data --allow-modified-data --output runs/other --record other.jsonl --quiet"
+    assert run_here(f"evaluate models/tiny {LANGUAGE} --tp 2 {more}") == 0
+    ours, theirs = read(folder / "board" / "results.jsonl"), read(Path("other.jsonl"))
+    assert [one.slot for one in ours] == [one.slot for one in theirs]
+    assert {one.layout.tp for one in theirs if isinstance(one, Record)} == {2}
+    assert all(
+        one.metric.value == pytest.approx(other.metric.value, rel=1e-5) for one, other in zip(ours, theirs, strict=True)
+    )
+    capsys.readouterr()
+    assert run_here(f"leaderboard lint --store {folder}/board/results.jsonl --store other.jsonl") == 0
+    assert "0 errors" in capsys.readouterr().out
+
+
 def test_without_the_data_only_what_samples_tell_is_scored_again(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

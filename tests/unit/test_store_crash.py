@@ -8,11 +8,12 @@ import os
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 from recorded import published, record
 
 from mpeval.leaderboard import store as stores
-from mpeval.leaderboard.entries import Line, Retraction
+from mpeval.leaderboard.entries import Entry, Line, Retraction
 from mpeval.leaderboard.records import Record
 from mpeval.leaderboard.reported import ReportedModel
 from mpeval.leaderboard.store import DamagedLine, append, read, scan
@@ -140,3 +141,30 @@ def test_a_line_may_be_taken_back_and_written_anew_at_once(tmp_path: Path) -> No
     (found,) = read(path)
     assert isinstance(found, Record)
     assert found.command == "anew"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_an_append_decides_as_if_it_had_read_everything(seed: int, tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    random = np.random.default_rng(seed)
+    pool: list[Entry] = [record(value, digest=f"sha256:{number}") for number in range(5) for value in (0.4, 0.5)]
+    pool += [
+        entry
+        for number in range(3)
+        for entry in (named(f"model {number}"), named(f"model {number}", "70.1"))
+        if isinstance(entry, Entry)
+    ]
+    for _ in range(60):
+        chosen = pool[random.integers(len(pool))]
+        standing = read(path) if path.exists() else []
+        if random.random() < 0.3:
+            taken = Retraction(created_at="2026-01-03T00:00:00Z", retracts=chosen.identity(), reason="x")
+            stands = any(one.record_id == chosen.identity() for one in standing)
+            gone = any(isinstance(line, Retraction) and line.retracts == taken.retracts for line in lines_of(path))
+            assert append(path, [taken]) == (stands or not gone)
+        else:
+            assert append(path, [chosen]) == (not any(chosen.repeats(one) for one in standing))
+
+
+def lines_of(path: Path) -> list[Line]:
+    return [line for _, line in scan(path) if isinstance(line, Line)] if path.exists() else []

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from evaluated import answers_to, change_line, race, write_evaluation, write_race
-from recorded import published, record
+from recorded import metric_of, published, record
 
 from mpeval.data import load_data
 from mpeval.errors import DataError, UsageError
@@ -26,6 +26,7 @@ from mpeval.leaderboard.store import append, default_stores, read
 from mpeval.leaderboard.verify import Places, Verdict, pick, verify
 from mpeval.predictions.lines import Predicted
 from mpeval.predictions.recount import UntoldError, recount
+from mpeval.results import Layout
 from mpeval.tasks.build import build_task
 from mpeval.tasks.cards import load_card
 from mpeval.tokenizer import find_tokenizer
@@ -130,7 +131,7 @@ def test_no_byte_of_the_samples_can_change_unseen(tmp_path: Path) -> None:
     store = measured(tmp_path)
     path = samples_of(store)
     whole = path.read_bytes()
-    for at in range(len(whole)):
+    for at in {*range(whole.index(b"\n") + 2), *range(0, len(whole), 5), len(whole) - 1}:
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
         found = verdict(store)
         assert found.state == "FAILED", whole[max(0, at - 10) : at + 10]
@@ -206,7 +207,7 @@ def test_a_sample_that_contradicts_itself_is_not_believed_even_with_a_digest(
     data = race(write_race(tmp_path / "data", PASSAGES))
     lines = answers_to(data, 1, skill=-3.0)
     wrong = next(number for number, line in enumerate(lines) if not line["correct"] and line["prediction"] != 3)
-    run = write_evaluation(tmp_path / "runs" / "a", lines, data.digest)
+    run = write_evaluation(tmp_path / "runs" / "a", lines, data.digest, flags=["modified-data"])
     change_line(run, wrong + 1, **changes)
     found = verdict(recorded(tmp_path, run))
     assert found.state == "FAILED"
@@ -222,6 +223,21 @@ def test_a_question_twice_or_too_few_rows_are_refused(tmp_path: Path) -> None:
     assert "are both of `RACE/test" in verdict(store).problem
     path.write_text("".join(lines[1:]))
     assert "has 7 samples under `race/megatron`, the record says 8" in verdict(store).problem
+
+
+def test_a_record_of_too_few_items_fails_even_if_its_samples_agree(tmp_path: Path) -> None:
+    found = verdict(measured(tmp_path, flags=[]))
+    assert (found.state, found.checked) == ("FAILED", ("samples", "scores"))
+    assert "it is of 8 items and not flagged `partial`" in found.problem
+
+
+def test_records_of_two_layouts_must_agree(tmp_path: Path) -> None:
+    store = tmp_path / "results.jsonl"
+    metrics = [metric_of(0.45), metric_of(0.46)]
+    append(store, [record(metric=metric, layout=Layout(tp=tp, dp=1)) for tp, metric in enumerate(metrics, start=1)])
+    found = verify([store], (), Places())
+    assert [item.state for item in found] == ["measured", "FAILED"]
+    assert "tp 2 x dp 1 and tp 1 x dp 1 must agree" in found[1].problem
 
 
 # ---- where samples are ----
@@ -287,7 +303,7 @@ def test_targets_that_are_not_the_datas_fail(tmp_path: Path) -> None:
     lines = answers_to(data, 1)
     wrong = next(line for line in lines if line["correct"])
     wrong.update(target=(wrong["target"] + 1) % 4, correct=False)
-    run = write_evaluation(tmp_path / "runs" / "a", lines, data.digest)
+    run = write_evaluation(tmp_path / "runs" / "a", lines, data.digest, flags=["modified-data"])
     store = recorded(tmp_path, run)
     assert verdict(store).state == "verified"
     found = verdict(store, data=tmp_path / "data")
