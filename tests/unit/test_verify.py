@@ -19,14 +19,15 @@ from recorded import metric_of, published, record
 from mpeval.data import load_data
 from mpeval.errors import DataError, UsageError
 from mpeval.folders import data_folder
+from mpeval.harness_results import protocol_of
 from mpeval.leaderboard.add import records_in
 from mpeval.leaderboard.records import Record
-from mpeval.leaderboard.samples import own_lines, places_below
+from mpeval.leaderboard.samples import own_lines, places_below, tasks_of
 from mpeval.leaderboard.store import append, default_stores, read
 from mpeval.leaderboard.verify import Places, Verdict, pick, verify
 from mpeval.predictions.lines import Predicted
 from mpeval.predictions.recount import UntoldError, recount
-from mpeval.results import Layout
+from mpeval.results import HarnessInfo, Layout
 from mpeval.tasks.build import build_task
 from mpeval.tasks.cards import load_card
 from mpeval.tokenizer import find_tokenizer
@@ -262,6 +263,14 @@ def test_samples_that_moved_are_found_below_runs_by_the_name_of_their_folder(tmp
     (tmp_path / "elsewhere" / "a").rename(tmp_path / "elsewhere" / "b")
     for folder in (tmp_path / "elsewhere", tmp_path / "elsewhere" / "b"):
         assert verdict(store, runs=folder).state == "measured"
+
+
+def test_a_group_of_lm_eval_has_the_lines_of_its_tasks() -> None:
+    harness = HarnessInfo(version="0.4", task_version="1", config="sha256:c", shots=5, tasks=["one", "two"])
+    alone = harness.model_copy(update={"tasks": []})
+    assert tasks_of("lm-eval/group/5-shot", harness) == {"lm-eval/one/5-shot", "lm-eval/two/5-shot"}
+    assert tasks_of("lm-eval/one/5-shot", alone) == {protocol_of("one", 5)}
+    assert tasks_of("lm-eval/group", harness.model_copy(update={"shots": 0})) == {"lm-eval/one", "lm-eval/two"}
 
 
 def test_places_below_a_folder_need_more_than_a_common_name(tmp_path: Path) -> None:
