@@ -71,6 +71,17 @@ class DataInfo(Strict):
     rows_expected: int
 
 
+class SamplesInfo(Strict):
+    """Which lines of which `samples.jsonl` a number was computed from."""
+
+    file: str
+    """Path from the folder of the leaderboard; with `.gz` behind it, it is the same file compressed."""
+    sha256: str
+    """Of those lines, in the order of their bytes: the order in the file and what else it holds change nothing."""
+    rows: int
+    """How many they are."""
+
+
 class Layout(Strict):
     """How many processes computed it."""
 

@@ -89,7 +89,9 @@ def _lines(content: Sequence[Board]) -> list[str]:
         ]
         lines += ["", *dict.fromkeys(notes)] if notes else []
         lines += [""]
-    lines += ["A rank is a range where 95 % intervals overlap, which may hide a difference that a paired test would show."]
+    lines += [
+        "A rank is a range where 95 % intervals overlap, which may hide a difference that a paired test would show."
+    ]
     return [*lines, "Rows without one are flagged: they did not measure the whole published benchmark.", ""]
 
 

@@ -57,6 +57,11 @@ class Reported(Entry):
     note: str = ""
 
     @property
+    def mark(self) -> str:
+        """The model's name."""
+        return self.model.name
+
+    @property
     def slot(self) -> tuple[Any, ...]:
         """What the number is of, and who says it."""
         return (self.protocol, self.part, self.metric.name, self.model.name, self.model.shots, self.source.url)

@@ -101,6 +101,11 @@ OPTIONS: dict[str, set[str]] = {
     },
     "leaderboard compare": {"--protocol", "--json", "--help"},
     "leaderboard power": {"--protocol", "--n", "--accuracy", "--effect", "--correlation", "--power", "--help"},
+    "leaderboard add": {"--store", "--help"},
+    "leaderboard retract": {"--reason", "--store", "--help"},
+    "leaderboard lint": {"--store", "--json", "--help"},
+    "leaderboard verify": {"--store", "--runs", "--data", "--checkpoints", "--json", "--help"},
+    "leaderboard schema": {"--help"},
 }
 """Every command and its options.  A new option changes this table on purpose, or not at all."""
 HEAVY = (
