@@ -18,6 +18,7 @@ from mpeval import (
     cli_finetune,
     cli_harness,
     cli_leaderboard,
+    cli_reported,  # noqa: F401 its commands register themselves
     cli_train,
 )
 from mpeval.cli_options import (
