@@ -11,7 +11,7 @@ import typer
 from mpeval.cli_leaderboard import leaderboard_app
 from mpeval.cli_options import JsonOption, known
 
-FORMATS = ("csv",)
+FORMATS = ("csv", "pwc", "lm-eval", "model-index", "eval-results", "eee")
 
 
 @leaderboard_app.command("report")

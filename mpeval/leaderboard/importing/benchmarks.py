@@ -9,7 +9,7 @@ from functools import cache
 from mpeval.leaderboard.reported import Unit
 from mpeval.tasks.cards import Card, card_names, load_card
 
-PROPORTIONS = frozenset({"accuracy", "f1", "exact", "acc", "acc_norm", "exact_match"})
+PROPORTIONS = frozenset({"accuracy", "f1", "exact", "acc", "acc_norm", "exact_match", "em"})
 RACE_TEST = {"accuracy_middle": 1436, "accuracy_high": 3498}
 """Questions of the groups of RACE's test set."""
 PROTOCOL_UNKNOWN = "protocol-unknown"

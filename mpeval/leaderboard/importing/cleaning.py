@@ -9,7 +9,7 @@ from decimal import Decimal
 
 from mpeval.errors import shown
 
-NUMBER = r"\d+(?:\.\d+)?"
+NUMBER = r"[0-9]+(?:\.[0-9]+)?"
 MISSING = frozenset({"", "-", "--", "–", "—", "n/a", "na", "nan", "none", "null", "tbd", "?"})
 """What stands for no value."""
 NO_NAMES = frozenset({*MISSING, "test"})
@@ -86,7 +86,7 @@ def _of_text(text: str) -> Cleaned:
     for pattern, code, said in _NOT_VALUES:
         if re.fullmatch(pattern, text):
             return _none(code, f"`{shown(text)}` {said}")
-    if re.fullmatch(rf"\.\d+|{NUMBER}e[+-]?\d{{1,2}}", text, re.IGNORECASE):
+    if re.fullmatch(rf"\.[0-9]+|{NUMBER}e[+-]?[0-9]{{1,2}}", text, re.IGNORECASE):
         return Cleaned(printed=_digits(text), found=(("notation", f"`{shown(text)}` read as a number"),))
     return _none("not-a-number", f"`{shown(text)}` is no number")
 
@@ -101,7 +101,7 @@ _NOT_VALUES = (
 
 def _marked(text: str) -> Cleaned | None:
     """Take off per cent signs, emphasis and footnote marks."""
-    match = re.fullmatch(r"[*_]{0,3}(.*?\d[^%*_†‡∗]*?)\s*(%?)\s*[*_†‡∗]{0,3}\s*(%?)", text)
+    match = re.fullmatch(r"[*_]{0,3}(.*?[0-9][^%*_†‡∗]*?)\s*(%?)\s*[*_†‡∗]{0,3}\s*(%?)", text)
     if not match or match.group(1) == text:
         return None
     inner = _of_text(match.group(1))
@@ -117,12 +117,12 @@ def _approximate(text: str) -> Cleaned | None:
 
 def _with_comma(text: str) -> Cleaned | None:
     """Read a comma for what it must be; one before three digits may be either."""
-    if re.fullmatch(r"\d{1,3}(,\d{3})+\.\d+|\d{1,3}(,\d{3}){2,}", text):
+    if re.fullmatch(r"[0-9]{1,3}(,[0-9]{3})+\.[0-9]+|[0-9]{1,3}(,[0-9]{3}){2,}", text):
         plain = text.replace(",", "")
         return Cleaned(printed=plain, found=(("thousands", f"`{shown(text)}` read as {plain}"),))
-    if re.fullmatch(r"\d+,\d{3}", text):
+    if re.fullmatch(r"[0-9]+,[0-9]{3}", text):
         return _none("ambiguous-comma", f"`{shown(text)}` may be a fraction or thousands")
-    if re.fullmatch(r"\d+,\d+", text):
+    if re.fullmatch(r"[0-9]+,[0-9]+", text):
         plain = text.replace(",", ".")
         return Cleaned(printed=plain, found=(("decimal-comma", f"`{shown(text)}` read as {plain}"),))
     return None
@@ -131,7 +131,7 @@ def _with_comma(text: str) -> Cleaned | None:
 def _with_spread(text: str) -> Cleaned | None:
     """Read `90.5 ± 0.3` and `90.5(3)`; of what the spread is, a cell does not say."""
     match = re.fullmatch(rf"({NUMBER})\s*%?\s*(?:±|\+/-|\+-)\s*{NUMBER}\s*%?", text)
-    match = match or re.fullmatch(r"(\d+\.\d+)\(\d{1,2}\)", text)
+    match = match or re.fullmatch(r"([0-9]+\.[0-9]+)\([0-9]{1,2}\)", text)
     if not match:
         return None
     found = (("spread", f"`{shown(text)}` read as {match.group(1)}, the rest kept in a note"),)
@@ -166,14 +166,14 @@ def clean_size(raw: object) -> tuple[float | None, tuple[tuple[str, str], ...]]:
     if text.casefold() in MISSING:
         return None, ()
     match = re.fullmatch(rf"([{_ABOUT}]?)\s*({NUMBER})\s*([KMBT]?)", text.replace(",", ""), re.IGNORECASE)
-    if not match or not float(match.group(2)):
+    if not match or not float(match.group(2)) or ("." in match.group(2) and not match.group(3)):
         return None, (("size", f"`{shown(text)}` is no number of parameters"),)
     size = float(Decimal(match.group(2)) * int(SCALES.get(match.group(3).upper(), 1)))
     return size, (("approximate", f"`{shown(text)}` read as {size:,.0f} parameters"),) if match.group(1) else ()
 
 
 _SHOTS = re.compile(
-    r"\s*[(\[]\s*(?P<count>zero|one|few|\d{1,3})[\s-]*shots?(?:\s*,?\s*k\s*=\s*(?P<k>\d{1,3}))?\s*[)\]]", re.IGNORECASE
+    r"\s*[(\[]\s*(?P<count>zero|one|few|[0-9]{1,3})[\s-]*shots?(?:\s*,?\s*k\s*=\s*(?P<k>[0-9]{1,3}))?\s*[)\]]", re.IGNORECASE
 )
 _TUNED = re.compile(r"\bfine-?\s?tuned\b", re.IGNORECASE)
 
@@ -191,7 +191,7 @@ def clean_name(raw: object) -> Name:
     single = " ".join(text.split())
     if single != said:
         found.append(("spaces", f"the name has odd spaces: `{shown(said)}`"))
-    if "\ufffd" in single or "[?]" in single or not re.match(r"[\w∞(\[]", single):
+    if "\ufffd" in single or "[?]" in single or re.match(r"[-–—?*.,:;]", single):
         found.append(("odd-name", f"the name `{shown(single)}` looks damaged"))
     match = _SHOTS.search(single)
     shots = ""

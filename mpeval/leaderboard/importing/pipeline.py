@@ -16,7 +16,14 @@ from mpeval.leaderboard.reported import UNATTAINABLE, Reported, reported
 from mpeval.leaderboard.store import append, check_store, read
 from mpeval.results import Metric, now
 
-FORMATS = {"csv": "delimited.read"}
+FORMATS = {
+    "csv": "delimited.read",
+    "pwc": "papers.read",
+    "lm-eval": "harness.read",
+    "model-index": "hub.read_model_index",
+    "eval-results": "hub.read_eval_results",
+    "eee": "eee.read",
+}
 """Reader of each format, `module.function` of this package."""
 CONFLICT = "conflict"
 """Flag of numbers of one thing that differ."""
