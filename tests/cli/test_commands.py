@@ -97,6 +97,15 @@ OPTIONS: dict[str, set[str]] = {
     "leaderboard": {"--help"},
     "leaderboard show": {"--store", "--help"},
     "leaderboard publish": {"--store", "--output", "--help"},
+    "leaderboard report": {
+        *("--task", "--title", "--protocol", "--split", "--metric", "--value", "--n", "--model", "--parameters"),
+        *("--family", "--shots", "--source-title", "--source-url", "--locator", "--date", "--quote", "--note"),
+        *("--flag", "--store", "--help"),
+    },
+    "leaderboard import": {
+        *("--format", "--store", "--dry-run", "--model", "--source-url", "--source-title", "--date", "--json"),
+        "--help",
+    },
 }
 """Every command and its options.  A new option changes this table on purpose, or not at all."""
 HEAVY = (

@@ -42,7 +42,13 @@ def test_attainable_is_what_counting_finds(n: int, decimals: int, data: st.DataO
 
 @pytest.mark.parametrize(
     ("printed", "n", "whether"),
-    [("66.51", 5153, False), ("61.73", 5153, True), ("45.18", 5153, True), ("82.33", 5153, False), ("82.0", 1838, True)],
+    [
+        ("66.51", 5153, False),
+        ("61.73", 5153, True),
+        ("45.18", 5153, True),
+        ("82.33", 5153, False),
+        ("82.0", 1838, True),
+    ],
 )
 def test_attainable_of_published_values(printed: str, n: int, whether: bool) -> None:
     assert attainable(printed, n) is whether

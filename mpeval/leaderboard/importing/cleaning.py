@@ -173,7 +173,8 @@ def clean_size(raw: object) -> tuple[float | None, tuple[tuple[str, str], ...]]:
 
 
 _SHOTS = re.compile(
-    r"\s*[(\[]\s*(?P<count>zero|one|few|[0-9]{1,3})[\s-]*shots?(?:\s*,?\s*k\s*=\s*(?P<k>[0-9]{1,3}))?\s*[)\]]", re.IGNORECASE
+    r"\s*[(\[]\s*(?P<count>zero|one|few|[0-9]{1,3})[\s-]*shots?(?:\s*,?\s*k\s*=\s*(?P<k>[0-9]{1,3}))?\s*[)\]]",
+    re.IGNORECASE,
 )
 _TUNED = re.compile(r"\bfine-?\s?tuned\b", re.IGNORECASE)
 

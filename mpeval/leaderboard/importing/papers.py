@@ -108,7 +108,7 @@ def _table(name: str, table: Mapping[str, Any], fallback: Source | None, reading
 def _row(place: str, entry: Mapping[str, Any], table: Table, fallback: Source | None, reading: Reading) -> _Row | None:
     said = entry.get("model_name")
     name = reading.name(place, said)
-    model = name.text if name else str(said or "")
+    model = words(said)
     metrics = mapping(entry.get("metrics"))
     cells: dict[tuple[str, str], str] = {}
     remarks: list[str] = []
@@ -127,7 +127,7 @@ def _row(place: str, entry: Mapping[str, Any], table: Table, fallback: Source | 
     flags += ["additional-data"] if entry.get("uses_additional_data") is True else []
     return _Row(
         place=place,
-        model=ReportedModel(name=model, parameters=size, shots=name.shots),
+        model=ReportedModel(name=name.text, parameters=size, shots=name.shots),
         source=source,
         cells=cells,
         flags=tuple(flags),
