@@ -17,6 +17,9 @@ from mpeval.results import Comparison, ComparisonResults, EnsembleResults, Metri
 if TYPE_CHECKING:
     from mpeval.leaderboard.power import Power
 
+if TYPE_CHECKING:
+    from mpeval.leaderboard.importing.pipeline import Imported
+
 Rows = Sequence[Sequence[str]]
 
 
@@ -102,6 +105,23 @@ def line(text: str, *, stderr: bool = False) -> None:
 def recorded(added: int, store: object, *, stderr: bool = False) -> None:
     """Say how many records a leaderboard file has got."""
     line(f"{added} record{'s' * (added != 1)} added to {store}", stderr=stderr)
+
+
+def import_tables(imported: Imported, store: object) -> None:
+    """Print what was found in a file, then how many of its numbers are in a leaderboard; `store` None: a dry run."""
+    findings = sorted(imported.findings, key=lambda finding: finding.kept)
+    rows = [["kept" if one.kept else "left out", one.place, one.model, one.code, one.done] for one in findings]
+    if rows:
+        table("What was found", ("value", "where", "model", "reason", "what was done"), rows)
+    left = sum(not one.kept for one in findings)
+    line(
+        f"{imported.rows:,} entries, {imported.numbers:,} numbers; {len(rows):,} findings, by which {left:,} values "
+        f"or entries are left out; {imported.known:,} numbers were there before"
+    )
+    if store is None:
+        line(f"{imported.added:,} would be added: a dry run")
+    else:
+        recorded(imported.added, store)
 
 
 def _console(stderr: bool) -> Console:

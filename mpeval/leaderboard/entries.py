@@ -19,6 +19,8 @@ UNRANKED = (
     "truncated",
     "megatron-exact",
     "no-checkpoint",
+    "protocol-unknown",
+    "source-doubtful",
 )
 """A result with a flag that begins like one of these is shown, but never ranked against the published set."""
 

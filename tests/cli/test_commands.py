@@ -106,6 +106,15 @@ OPTIONS: dict[str, set[str]] = {
     "leaderboard lint": {"--store", "--json", "--help"},
     "leaderboard verify": {"--store", "--runs", "--data", "--checkpoints", "--json", "--help"},
     "leaderboard schema": {"--help"},
+    "leaderboard report": {
+        *("--task", "--title", "--protocol", "--split", "--metric", "--value", "--n", "--model", "--parameters"),
+        *("--family", "--shots", "--source-title", "--source-url", "--locator", "--date", "--quote", "--note"),
+        *("--flag", "--store", "--help"),
+    },
+    "leaderboard import": {
+        *("--format", "--store", "--dry-run", "--model", "--source-url", "--source-title", "--date", "--json"),
+        "--help",
+    },
 }
 """Every command and its options.  A new option changes this table on purpose, or not at all."""
 HEAVY = (
