@@ -16,15 +16,21 @@ leaderboard_app = typer.Typer(no_args_is_help=True, help="Show and publish recor
 
 
 @leaderboard_app.command("show")
-def leaderboard_show(store: StoresOption = None, json_: JsonOption = False) -> None:
+def leaderboard_show(
+    protocol: Annotated[
+        list[str] | None, typer.Option("--protocol", help="Only boards under TASK/PROTOCOL, or those of TASK.")
+    ] = None,
+    store: StoresOption = None,
+    json_: JsonOption = False,
+) -> None:
     """Print every board, best first."""
-    from mpeval.leaderboard.boards import boards
+    from mpeval.leaderboard.boards import boards, under
     from mpeval.leaderboard.exports.export import pretty
     from mpeval.leaderboard.exports.table_json import document
     from mpeval.leaderboard.store import default_stores, read
     from mpeval.report import table
 
-    content = boards(read(*(store or default_stores())))
+    content = under(boards(read(*(store or default_stores()))), protocol or ())
     if json_:
         typer.echo(pretty(document(content)), nl=False)
         return

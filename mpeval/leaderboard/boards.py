@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from mpeval.errors import DataError, suggest
 from mpeval.leaderboard.ranking import rank_ranges
 from mpeval.leaderboard.records import Record
 from mpeval.leaderboard.reported import Reported
@@ -16,7 +17,7 @@ COLUMNS = (
     *("rank", "kind", "model", "iteration", "parameters", "value", "interval"),
     *("n", "shots", "dtype", "layout", "flags", "date", "source"),
 )
-TERMINAL_COLUMNS = ("rank", "kind", "model", "value", "interval", "n", "shots", "dtype", "flags", "date", "source")
+TERMINAL_COLUMNS = ("rank", "kind", "model", "value", "interval", "n", "shots", "dtype", "flags", "date")
 WHERE_KNOWN = ("iteration", "shots", "dtype", "layout", "source")
 """Columns that a board of one kind has nothing in."""
 SEED_COLUMNS = ("seed", "seed sd")
@@ -69,6 +70,21 @@ def boards(numbers: Sequence[Number]) -> list[Board]:
     for number in numbers:
         groups[number.protocol, number.part, number.metric.name].append(number)
     return [_board(*key, found) for key, found in sorted(groups.items(), key=lambda group: group[0])]
+
+
+def under(content: Sequence[Board], names: Sequence[str]) -> list[Board]:
+    """Return the boards of protocols, each named as `TASK/PROTOCOL` or by its task; all for no name.
+
+    Raises:
+        DataError: a name that is on no board, with the nearest that is.
+    """
+    known = {name for board in content for name in (board.protocol, board.protocol.partition("/")[0])}
+    for name in names:
+        if name not in known:
+            raise DataError(f"no record under `{name}`", suggest(name, sorted(known)))
+    return [
+        board for board in content if not names or board.protocol in names or board.protocol.partition("/")[0] in names
+    ]
 
 
 def _board(protocol: str, split: str, metric: str, found: list[Number]) -> Board:

@@ -95,7 +95,7 @@ OPTIONS: dict[str, set[str]] = {
     "tasks show": {"--json", "--help"},
     "tasks check": {"--data", "--split", "--tokenizer", "--json", "--allow-modified-data", "--context", "--help"},
     "leaderboard": {"--help"},
-    "leaderboard show": {"--store", "--json", "--help"},
+    "leaderboard show": {"--protocol", "--store", "--json", "--help"},
     "leaderboard publish": {
         *("--store", "--output", "--format", "--siunitx", "--model", "--readme", "--push-to-hub", "--help"),
     },

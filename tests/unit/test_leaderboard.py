@@ -14,7 +14,7 @@ import pytest
 from recorded import ACCURACY, CHECKPOINT, metric_of, record
 
 from mpeval.errors import DataError, OutputError
-from mpeval.leaderboard.boards import COLUMNS, boards
+from mpeval.leaderboard.boards import COLUMNS, boards, under
 from mpeval.leaderboard.pages import publish
 from mpeval.leaderboard.records import Record, records_of
 from mpeval.leaderboard.store import append, default_store, default_stores, read
@@ -451,6 +451,19 @@ def test_protocols_and_metrics_are_never_ranked_together() -> None:
         ("lambada/megatron-strict", "z"),
     ]
     assert all(len(board.rows) == 1 for board in found)
+
+
+def test_boards_are_chosen_by_protocol_or_task() -> None:
+    found = boards([record(), record(protocol="lambada/other"), record(protocol="race/all")])
+    for names, protocols in (
+        ([], ["lambada/megatron-strict", "lambada/other", "race/all"]),
+        (["lambada"], ["lambada/megatron-strict", "lambada/other"]),
+        (["race/all", "lambada/other"], ["lambada/other", "race/all"]),
+    ):
+        assert [board.protocol for board in under(found, names)] == protocols
+    with pytest.raises(DataError, match="no record under `lambda`") as raised:
+        under(found, ["lambda"])
+    assert "lambada" in raised.value.hint
 
 
 # ---- pages ----
