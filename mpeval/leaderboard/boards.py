@@ -17,7 +17,7 @@ COLUMNS = (
     *("rank", "kind", "model", "iteration", "parameters", "value", "interval"),
     *("n", "shots", "dtype", "layout", "flags", "date", "source"),
 )
-TERMINAL_COLUMNS = ("rank", "kind", "model", "value", "interval", "n", "shots", "dtype", "flags", "date")
+TERMINAL_COLUMNS = ("rank", "model", "value", "interval", "n", "shots", "kind", "flags")
 WHERE_KNOWN = ("iteration", "shots", "dtype", "layout", "source")
 """Columns that a board of one kind has nothing in."""
 SEED_COLUMNS = ("seed", "seed sd")
@@ -99,11 +99,9 @@ def _board(protocol: str, split: str, metric: str, found: list[Number]) -> Board
     others = dict.fromkeys(_other(item.name) for one in order for item in _proportions(one))
     cells = [dict.fromkeys([*others, *SEED_COLUMNS], "") | row.cells for row in rows]
     extra = [*others, *(column for column in SEED_COLUMNS if any(row[column] for row in cells))]
-    empty = {column for column in WHERE_KNOWN if not any(row[column] for row in cells)}
-    columns, terminal = (
-        tuple(column for column in _after_interval(all_of, extra) if column not in empty)
-        for all_of in (COLUMNS, TERMINAL_COLUMNS)
-    )
+    empty = {column for column in cells[0] if not any(row.get(column) for row in cells)}
+    columns = _after_interval([column for column in COLUMNS if column not in empty & {*WHERE_KNOWN}], extra)
+    terminal = _after_interval([column for column in TERMINAL_COLUMNS if column not in empty], [*others])
     return Board(
         title=found[0].title,
         protocol=protocol,
@@ -138,7 +136,7 @@ def _words(metric: str) -> str:
 
 
 def _after_interval(columns: Sequence[str], more: Sequence[str]) -> tuple[str, ...]:
-    place = columns.index("interval") + 1
+    place = 1 + max(columns.index(column) for column in ("value", "interval") if column in columns)
     return (*columns[:place], *more, *columns[place:])
 
 

@@ -347,12 +347,20 @@ def test_columns_of_seeds_are_only_where_a_row_has_one() -> None:
     plain, finetuned = record(protocol="a/x"), record(protocol="b/x", training=TRAINING, seeds=SEEDS)
     without, with_seeds = boards([plain, finetuned, record(protocol="b/x", digest="sha256:other")])
     assert not {"seed", "seed sd"} & {*without.columns, *without.terminal_columns}
-    for columns in (with_seeds.columns, with_seeds.terminal_columns):
-        assert columns[columns.index("interval") + 1 :][:2] == ("seed", "seed sd")
+    columns = with_seeds.columns
+    assert columns[columns.index("interval") + 1 :][:2] == ("seed", "seed sd")
     rows = {row.cells["checkpoint"]: row.cells for row in with_seeds.rows}
     assert rows["sha256:aa"]["seed"] == "1236"
     assert rows["sha256:aa"]["seed sd"] == "0.31 (5 seeds, dev: 83.80 - 84.65 %)"
     assert (rows["sha256:other"]["seed"], rows["sha256:other"]["seed sd"]) == ("", "")
+
+
+def test_the_terminal_has_no_column_with_nothing_in_it() -> None:
+    (plain,) = boards([record()])
+    assert plain.terminal_columns == ("rank", "model", "value", "interval", "n", "kind")
+    (flagged,) = boards([record(flags=["partial"], metric=metric_of(0.4, low=None, high=None))])
+    assert flagged.terminal_columns == ("rank", "model", "value", "n", "kind", "flags")
+    assert {"interval", "flags"} <= {*flagged.columns}
 
 
 def test_a_single_seed_has_no_spread() -> None:
