@@ -14,6 +14,8 @@ RACE_IDENTITY = "race-identity"
 """Flag of accuracies on RACE that do not go together."""
 WRONG_SOURCE = "source-doubtful"
 """Flag of a number whose source is older than its model."""
+CLOSE = 1e-9
+"""What rounding of floats may add."""
 OUTLIER = {"proportion": 1.0, "perplexity": 1000.0}
 """Percent that an accuracy is odd at or below, and the perplexity that it is odd above."""
 
@@ -127,9 +129,9 @@ def _pooled(middle: str, high: str) -> float:
 
 def _rounding(whole: str, middle: str, high: str) -> float:
     """Return by how much the pooled accuracy may differ if each was rounded by itself."""
-    half = [0.5 / 10 ** len(text.partition(".")[2]) for text in (whole, middle, high)]
+    half = [0.5 * 10.0 ** -len(text.partition(".")[2]) for text in (whole, middle, high)]
     weights = list(RACE_TEST.values())
-    return half[0] + (weights[0] * half[1] + weights[1] * half[2]) / sum(weights) + 1e-9
+    return half[0] + (weights[0] * half[1] + weights[1] * half[2]) / sum(weights) + CLOSE
 
 
 def _dated(draft: Draft, findings: list[Finding]) -> Draft:

@@ -84,7 +84,7 @@ def _of_text(text: str) -> Cleaned:
         if cleaned is not None:
             return cleaned
     for pattern, code, said in _NOT_VALUES:
-        if re.fullmatch(pattern, text):
+        if re.fullmatch(pattern, text, re.IGNORECASE):
             return _none(code, f"`{shown(text)}` {said}")
     if re.fullmatch(rf"\.[0-9]+|{NUMBER}e[+-]?[0-9]{{1,2}}", text, re.IGNORECASE):
         return Cleaned(printed=_digits(text), found=(("notation", f"`{shown(text)}` read as a number"),))

@@ -72,17 +72,14 @@ def run(options: Options) -> Imported:
     reading = checked(_reader(options.form)(_text(options.file), options.given))
     if options.store:
         check_store(options.store)
-    standing = [one for one in read(options.store) if isinstance(one, Reported)] if _is_there(options.store) else []
+    there = read(options.store) if options.store and options.store.exists() else []
+    standing = [one for one in there if isinstance(one, Reported)]
     findings = list(reading.findings)
     made = _numbers(reading, findings)
     fresh, known = _compared(made, standing, findings)
     new = [number for _, number in fresh]
     added = append(options.store, new, "--store") if options.store and not options.dry_run else len(new)
     return Imported(rows=reading.rows, numbers=len(made), added=added, known=known, findings=tuple(findings))
-
-
-def _is_there(store: Path | None) -> bool:
-    return store is not None and store.exists()
 
 
 def _reader(form: str) -> Callable[[str, Given], Reading]:
