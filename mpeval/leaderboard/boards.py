@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from mpeval.leaderboard.ranking import rank_ranges
 from mpeval.leaderboard.records import Record
 from mpeval.leaderboard.reported import Reported
 from mpeval.leaderboard.store import Number
@@ -28,7 +29,9 @@ class Row:
 
     entry: Number
     rank: int | None
-    """None where it may not be ranked."""
+    """Its place among those that are ranked; None where it may not be."""
+    ranks: tuple[int, int] | None
+    """The best and the worst rank that its interval leaves it."""
     cells: dict[str, str]
     """What is shown of it, by column."""
 
@@ -75,8 +78,8 @@ def _board(protocol: str, split: str, metric: str, found: list[Number]) -> Board
         found,
         key=lambda one: (not one.ranked, sign * one.metric.value, one.created_at, one.model.name, one.identity()),
     )
-    ranked = sum(one.ranked for one in order)
-    rows = [_row(one, place if place <= ranked else None) for place, one in enumerate(order, start=1)]
+    ranges = iter(_ranges([one for one in order if one.ranked]))
+    rows = [_row(one, place, next(ranges, None)) for place, one in enumerate(order, start=1)]
     others = dict.fromkeys(_other(item.name) for one in order for item in _proportions(one))
     cells = [dict.fromkeys([*others, *SEED_COLUMNS], "") | row.cells for row in rows]
     extra = [*others, *(column for column in SEED_COLUMNS if any(row[column] for row in cells))]
@@ -93,17 +96,25 @@ def _board(protocol: str, split: str, metric: str, found: list[Number]) -> Board
         direction=direction,
         columns=columns,
         terminal_columns=terminal,
-        headings=HEADINGS | {column: _words(column.removeprefix(_OTHER)) for column in others},
-        rows=tuple(Row(entry=row.entry, rank=row.rank, cells=shown) for row, shown in zip(rows, cells, strict=True)),
+        headings=HEADINGS | {column: _words(column.removeprefix(OTHER)) for column in others},
+        rows=tuple(replace(row, cells=shown) for row, shown in zip(rows, cells, strict=True)),
     )
 
 
-_OTHER = "other: "
+def _ranges(ranked: Sequence[Number]) -> list[tuple[int, int]]:
+    metrics = [one.metric for one in ranked]
+    intervals = [None if metric.low is None or metric.high is None else (metric.low, metric.high) for metric in metrics]
+    direction = metrics[0].direction if metrics else "max"
+    return rank_ranges([metric.value for metric in metrics], intervals, direction)
+
+
+OTHER = "other: "
+"""Beginning of the columns of metrics that a board is not about."""
 
 
 def _other(metric: str) -> str:
     """Return the column of a metric that a board is not about; no column of another kind is called so."""
-    return _OTHER + metric
+    return OTHER + metric
 
 
 def _words(metric: str) -> str:
@@ -119,12 +130,12 @@ def _proportions(number: Number) -> list[Metric]:
     return [metric for metric in number.other_metrics if metric.unit == "proportion"]
 
 
-def _row(number: Number, rank: int | None) -> Row:
+def _row(number: Number, place: int, ranks: tuple[int, int] | None) -> Row:
     from mpeval.report import show_interval
 
     model = number.model
     shared = {
-        "rank": str(rank) if rank else "-",
+        "rank": "-" if ranks is None else "-".join(map(str, dict.fromkeys(ranks))),
         "kind": number.kind,
         "model": model.name,
         "parameters": f"{model.parameters / 1e6:,.1f}M" if model.parameters else "",
@@ -134,7 +145,7 @@ def _row(number: Number, rank: int | None) -> Row:
         "date": number.date,
     }
     own = _measured(number) if isinstance(number, Record) else _reported(number)
-    return Row(entry=number, rank=rank, cells=shared | own)
+    return Row(entry=number, rank=place if ranks else None, ranks=ranks, cells=shared | own)
 
 
 def _measured(record: Record) -> dict[str, str]:

@@ -34,6 +34,11 @@ class Line(Document):
     record_id: str = ""
     created_at: str
 
+    @property
+    def mark(self) -> str:
+        """A text of the line that every line has too which it repeats or takes back."""
+        raise NotImplementedError
+
     def document(self) -> dict[str, Any]:
         """Return plain JSON values, without what stands empty in the newer fields."""
         return {key: value for key, value in super().document().items() if value or key not in self.newer}
@@ -92,6 +97,11 @@ class Retraction(Line):
     retracts: str
     """`record_id` of the line that no longer counts."""
     reason: str
+
+    @property
+    def mark(self) -> str:
+        """The id that it takes back."""
+        return self.retracts
 
 
 def canonical(value: Mapping[str, Any]) -> str:

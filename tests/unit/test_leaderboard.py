@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from recorded import ACCURACY, CHECKPOINT, metric_of, record
 
 from mpeval.errors import DataError, OutputError
 from mpeval.leaderboard.boards import COLUMNS, boards
@@ -21,61 +22,11 @@ from mpeval.results import (
     CheckpointInfo,
     DataInfo,
     Layout,
-    Metric,
     Result,
     RunResults,
     SeedSpread,
     TrainingInfo,
 )
-
-CHECKPOINT: dict[str, Any] = {
-    "name": "gpt-345m",
-    "path": "runs/gpt-345m",
-    "digest": "sha256:aa",
-    "format": "megatron-core",
-    "version": 3.0,
-    "iteration": 500000,
-    "grid": (2, 1),
-    "parameters": 354_871_296,
-    "gelu": "tanh",
-    "vocab": 50257,
-    "padded_vocab": 50304,
-}
-ACCURACY = Metric(name="accuracy", value=0.45, unit="proportion", direction="max", stderr=0.01, low=0.43, high=0.47)
-
-
-def metric_of(value: float, **changes: Any) -> Metric:
-    return ACCURACY.model_copy(update={"value": value, "low": value - 0.01, "high": value + 0.01} | changes)
-
-
-def record(value: float = 0.45, **changes: Any) -> Record:
-    """Return a record of LAMBADA; `name` and `digest` are those of its checkpoint."""
-    model = CheckpointInfo(**CHECKPOINT | {key: changes.pop(key) for key in list(changes) if key in CHECKPOINT})
-    fields: dict[str, Any] = {
-        "created_at": "2026-01-02T03:04:05Z",
-        "task": "lambada",
-        "title": "LAMBADA",
-        "protocol": "lambada/megatron-strict",
-        "protocol_version": "1",
-        "metric": metric_of(value),
-        "other_metrics": [],
-        "n": 5153,
-        "n_correct": 2319,
-        "flags": [],
-        "model": model,
-        "data": DataInfo(source="lambada_test.jsonl", digest="sha256:dd", rows_expected=5153),
-        "tokenizer_digest": "sha256:tt",
-        "layout": Layout(tp=2, dp=1),
-        "dtype": "float32",
-        "device": "cpu",
-        "seconds": 10.5,
-        "tokens_per_second": 1234.5,
-        "command": "mpeval evaluate runs/gpt-345m --task lambada",
-        "mpeval_version": "0.1.0",
-        "torch_version": "2.13.0",
-    }
-    return Record(**fields | changes)
-
 
 TRAINING = TrainingInfo(
     seed=1236,
@@ -465,6 +416,12 @@ def test_a_flagged_record_comes_last_and_has_no_rank(flag: str) -> None:
     assert names_and_ranks(records) == [("a", "1"), ("b", "2"), ("flagged", "-")]
 
 
+def test_a_rank_is_a_range_where_intervals_overlap() -> None:
+    records = [record(value, name=name) for value, name in ((0.9, "a"), (0.895, "b"), (0.5, "c"), (0.4, "d"))]
+    flagged = record(0.897, name="e", flags=["partial"])
+    assert names_and_ranks([*records, flagged]) == [("a", "1-2"), ("b", "1-2"), ("c", "3"), ("d", "4"), ("e", "-")]
+
+
 def test_flagged_records_are_in_order_among_themselves() -> None:
     records = [record(value, name=name, flags=["partial"]) for value, name in ((0.1, "low"), (0.8, "high"))]
     assert names_and_ranks(records) == [("high", "-"), ("low", "-")]
@@ -477,9 +434,9 @@ def test_equal_values_are_told_apart_by_age() -> None:
     assert [name for name, _ in names_and_ranks([late, early])] == ["a", "b"]
 
 
-def test_equal_values_share_a_rank_or_follow_each_other_without_a_gap() -> None:
+def test_equal_values_share_their_ranks() -> None:
     ranks = [rank for _, rank in names_and_ranks([record(0.5, name=name) for name in "abc"])]
-    assert ranks in (["1", "2", "3"], ["1", "1", "1"])
+    assert ranks == ["1-3"] * 3
 
 
 def test_protocols_and_metrics_are_never_ranked_together() -> None:

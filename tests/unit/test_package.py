@@ -194,6 +194,8 @@ def test_only_parallel_and_launch_know_of_torch_distributed() -> None:
         ("rich", {"report.py"}),
         ("datasets", {"corpus/readers.py", "data.py"}),
         ("jinja2", {"leaderboard/pages.py"}),
+        ("yaml", {"leaderboard/exports/hub.py", "leaderboard/exports/card.py"}),
+        ("huggingface_hub", {"leaderboard/exports/push.py"}),
         ("tokenizers", {"tokenizer.py"}),
         ("matplotlib", {"plot.py"}),
         ("numba", {"corpus/compiled.py"}),
