@@ -83,6 +83,7 @@ def _result(place: str, result: Mapping[str, Any], document: Mapping[str, Any], 
             ),
             source=source,
             flags=tuple(dict.fromkeys([*flags, *([] if known else [PROTOCOL_UNKNOWN])])),
+            record=details.get("record_id", ""),
         )
     )
 

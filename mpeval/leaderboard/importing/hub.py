@@ -87,6 +87,7 @@ def _index_entry(place: str, raw_name: object, result: Mapping[str, Any], given:
             model=ReportedModel(name=name.text, shots=shots),
             source=source,
             flags=_flags(said, known=known),
+            record=words(args.get("record_id")),
         )
     )
 
