@@ -118,6 +118,7 @@ def test_shots_filters_and_other_tasks_have_protocols_of_their_own(tmp_path: Pat
     [
         ({"acc,none": math.nan}, "not-finite"),
         ({"acc,none": "high"}, "not-a-number"),
+        ({"acc,none": 10**400}, "not-a-number"),
         ({"acc,none": 51.2}, "out-of-range"),
         ({"acc,none": -0.1}, "out-of-range"),
         ({"mcc,none": 0.1}, "unknown-metric"),
@@ -129,6 +130,16 @@ def test_a_score_that_cannot_be_is_left_out(scores: Any, code: str, tmp_path: Pa
     imported, (one,) = brought(harness_file(**changes), "lm-eval", tmp_path, url=SOURCE)
     assert [(finding.code, finding.kept) for finding in imported.findings] == [(code, False)]
     assert one.task == "piqa"
+
+
+def test_a_perplexity_of_any_size_is_read(tmp_path: Path) -> None:
+    changes = {"results": {"lambada_openai": {"ppl": 3594272.663948744, "ppl_stderr": 348190.6}}, "n-samples": {}}
+    imported, (one,) = brought(harness_file(**changes), "lm-eval", tmp_path, url=SOURCE)
+    assert (one.printed, one.metric.stderr) == ("3594272.6639", 348190.6)
+    assert codes_of(imported) == {"lambada_openai": {"outlier"}}
+    changes["results"] = {"lambada_openai": {"ppl": 1e40}}
+    (tmp_path / "store.jsonl").unlink()
+    assert brought(harness_file(**changes), "lm-eval", tmp_path, url=SOURCE)[1][0].metric.value == 1e40
 
 
 # ---- Hugging Face ----
@@ -187,9 +198,12 @@ def test_a_model_index_entry_without_a_source_is_left_out(tmp_path: Path) -> Non
     assert "no-source" in {finding.code for finding in imported.findings}
 
 
-def test_a_broken_model_index_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="model 1 is no `model-index`"):
-        brought("model-index: [{name: x, results: [{task: 1}]}]", "model-index", tmp_path)
+def test_a_broken_result_of_a_model_index_costs_no_other(tmp_path: Path) -> None:
+    imported, numbers = brought(INDEX.replace("type: EleutherAI/lambada_openai", "kind: 1"), "model-index", tmp_path)
+    assert codes_of(imported)["example-gpt2-345m, result 1"] == {"entry"}
+    assert numbers == []
+    with pytest.raises(DataError, match="model 1 of the `model-index` has no `name`"):
+        brought("model-index: [{results: []}]", "model-index", tmp_path)
 
 
 def test_eval_results_are_accuracies_of_known_benchmarks(tmp_path: Path) -> None:
@@ -286,6 +300,7 @@ def test_a_fraction_of_every_eval_ever_is_read_by_its_unit(tmp_path: Path) -> No
         ({"source_metadata": {}}, "no-source"),
         ({"score": "Infinity"}, "not-finite"),
         ({"score": 190.0}, "out-of-range"),
+        ({"score": 10**400}, "not-a-number"),
     ],
 )
 def test_what_every_eval_ever_may_say_and_cannot_be_is_left_out(changes: Any, code: str, tmp_path: Path) -> None:
