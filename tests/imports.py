@@ -33,7 +33,9 @@ def codes_of(imported: Imported) -> dict[str, set[str]]:
     return dict(codes)
 
 
-def paper_row(name: str, url: str = "https://arxiv.org/abs/2005.14165", date: str | None = None, **metrics: Any) -> Any:
+def paper_row(
+    name: str, url: str = "https://arxiv.org/abs/2005.14165", date: str | None = None, **metrics: Any
+) -> dict[str, Any]:
     """Return a row of a table of Papers with Code; underscores in metrics' names stand for spaces."""
     return {
         "model_name": name,

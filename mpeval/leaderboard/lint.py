@@ -240,12 +240,12 @@ def _race_of_sources(places: Sequence[tuple[Path, int, Number]]) -> Iterator[Fin
     for found in groups.values():
         if {"accuracy", "accuracy_middle", "accuracy_high"} <= found.keys():
             path, number, one, whole = found["accuracy"]
-            message = _unlike_pooled(whole, found["accuracy_middle"][3], found["accuracy_high"][3])
+            message = unlike_pooled(whole, found["accuracy_middle"][3], found["accuracy_high"][3])
             if message:
                 yield _finding(path, number, one, "race", "warning", message)
 
 
-def _unlike_pooled(whole: str, middle: str, high: str) -> str:
+def unlike_pooled(whole: str, middle: str, high: str) -> str:
     """Say by how much printed accuracies, in percent, are beyond rounding; nothing where they are not."""
     try:
         pooled, said = _pooled(float(middle), float(high)), float(whole)

@@ -13,7 +13,9 @@ import pytest
 from imports import numbers_of, paper_row, papers_file
 from making import run_here
 
+from mpeval import cli_reported
 from mpeval.folders import data_folder
+from mpeval.leaderboard.importing import pipeline
 from mpeval.leaderboard.importing.checks import checked
 from mpeval.leaderboard.importing.delimited import COLUMNS, read
 from mpeval.leaderboard.importing.drafts import Given
@@ -207,6 +209,10 @@ def test_import_refuses_what_is_not_of_its_format(
 def test_import_refuses_a_file_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_here(f"leaderboard import {tmp_path / 'none'} --format csv --dry-run") == 1
     assert "cannot be read" in capsys.readouterr().err
+
+
+def test_every_format_that_is_offered_has_a_reader() -> None:
+    assert set(cli_reported.FORMATS) == set(pipeline.FORMATS)
 
 
 def test_the_commands_load_no_torch(tmp_path: Path) -> None:

@@ -155,19 +155,18 @@ def test_a_results_file_without_a_model_is_imported_with_the_name_it_is_given(ta
 # ---- dirt that the mirrored pages had, in a file made for it ----
 
 
+def race(
+    name: str, url: str, whole: str | None = None, middle: str | None = None, high: str | None = None
+) -> dict[str, Any]:
+    """Return a row of RACE's table."""
+    cells = {"Accuracy": whole, RACE["middle"]: middle, RACE["high"]: high}
+    return paper_row(name, url, **{column: value for column, value in cells.items() if value is not None})
+
+
 @pytest.fixture(scope="module")
 def dirty(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Import a file with every kind of dirt; give findings by model as (codes, kept), and the numbers."""
     folder = tmp_path_factory.mktemp("dirty")
-    race = lambda name, url, whole=None, middle=None, high=None: paper_row(  # noqa: E731
-        name,
-        url,
-        **{
-            key: value
-            for key, value in (("Accuracy", whole), (RACE["middle"], middle), (RACE["high"], high))
-            if value is not None
-        },
-    )
     path = papers_file(
         folder / "tables.json",
         LAMBADA=[

@@ -51,6 +51,7 @@ VALUES: list[tuple[object, str | None, list[str]]] = [
     (math.nan, None, ["not-finite"]),
     (math.inf, None, ["not-finite"]),
     (True, None, ["not-a-number"]),
+    (10**400, None, ["not-a-number"]),
     ([82.0], None, ["not-a-number"]),
     ("82.0 / 83.0", None, ["not-a-number"]),
     ("1.2.3", None, ["not-a-number"]),
@@ -106,6 +107,7 @@ def test_whatever_is_read_is_a_plain_number_or_has_a_reason(raw: object) -> None
         ("large", None),
         (math.nan, None),
         (True, None),
+        (10**400, None),
     ],
 )
 def test_a_size_is_a_number_of_parameters(raw: object, size: float | None) -> None:

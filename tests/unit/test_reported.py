@@ -89,8 +89,8 @@ def test_a_value_that_no_count_gives_is_flagged_once() -> None:
     assert number("66.51").flags == ["unattainable"]
     assert number("66.51", flags=["unattainable", "ensemble"]).flags == ["unattainable", "ensemble"]
     assert number().flags == []
-    others = {"values": {"accuracy": "90.9", "accuracy_high": "66.51"}, "items": {"accuracy_high": 5153}}
-    assert number(**others).flags == ["unattainable"]
+    values = {"accuracy": "90.9", "accuracy_high": "66.51"}
+    assert number(values=values, items={"accuracy_high": 5153}).flags == ["unattainable"]
 
 
 def test_a_slot_is_what_a_number_is_of_and_who_says_it() -> None:
@@ -98,13 +98,14 @@ def test_a_slot_is_what_a_number_is_of_and_who_says_it() -> None:
     assert first.slot == number("61.74", note="other").slot
     assert not first.repeats(number("61.74"))
     assert first.repeats(number("61.730"))
-    for changes in (
+    others: list[dict[str, Any]] = [
         {"name": "GPT-2"},
         {"shots": "1"},
         {"url": "https://example.org"},
         {"split": "valid"},
         {"protocol": "lambada/other"},
-    ):
+    ]
+    for changes in others:
         assert first.slot != number(**changes).slot
 
 

@@ -6,21 +6,23 @@ import re
 from dataclasses import dataclass
 from functools import cache
 
+from mpeval.leaderboard.lint import RACE_TEST as QUESTIONS
+from mpeval.leaderboard.metrics import KNOWN
 from mpeval.leaderboard.reported import Unit
 from mpeval.tasks.cards import Card, card_names, load_card
 
-PROPORTIONS = frozenset({"accuracy", "f1", "exact", "acc", "acc_norm", "exact_match", "em"})
-RACE_TEST = {"accuracy_middle": 1436, "accuracy_high": 3498}
-"""Questions of the groups of RACE's test set."""
+RACE_TEST = {f"accuracy_{group}": count for group, count in QUESTIONS.items()}
+"""Questions of the groups of RACE's test set, by metric."""
 PROTOCOL_UNKNOWN = "protocol-unknown"
 """Flag of a number of which nobody says how it was measured."""
 
 
 def unit_of(metric: str) -> Unit | None:
     """Return the unit of a metric, None where its name does not say it: a direction is never taken for granted."""
-    if metric in PROPORTIONS or metric.startswith("accuracy_"):
+    unit = KNOWN.get(metric, ("",))[0]
+    if unit == "proportion" or metric.startswith("accuracy_") or metric == "em":
         return "proportion"
-    return "perplexity" if metric == "perplexity" or metric.endswith("_perplexity") else None
+    return "perplexity" if unit == "perplexity" or metric.endswith("_perplexity") else None
 
 
 @cache

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from mpeval.leaderboard.importing.benchmarks import RACE_TEST
 from mpeval.leaderboard.importing.drafts import Draft, Finding, Reading
+from mpeval.leaderboard.lint import unlike_pooled
 
 RACE_IDENTITY = "race-identity"
 """Flag of accuracies on RACE that do not go together."""
@@ -112,24 +113,12 @@ def _race(draft: Draft) -> tuple[str, str] | None:
     if not set(names) <= draft.values.keys():
         return None
     whole, middle, high = (draft.values[name] for name in names)
-    if abs(_pooled(middle, high) - float(whole)) <= _rounding(whole, middle, high):
+    said = unlike_pooled(whole, middle, high)
+    if not said:
         return None
-    said = f"middle {middle} and high {high} make {_pooled(middle, high):.2f} on all, not {whole}"
-    if abs(_pooled(high, middle) - float(whole)) <= _rounding(whole, high, middle):
+    if not unlike_pooled(whole, high, middle):
         return "race-swapped", f"{said}, but would the other way round: kept as printed, flagged"
     return RACE_IDENTITY, f"{said}: kept, flagged"
-
-
-def _pooled(middle: str, high: str) -> float:
-    weights = list(RACE_TEST.values())
-    return (weights[0] * float(middle) + weights[1] * float(high)) / sum(weights)
-
-
-def _rounding(whole: str, middle: str, high: str) -> float:
-    """Return by how much the pooled accuracy may differ if each was rounded by itself."""
-    half = [0.5 / 10 ** len(text.partition(".")[2]) for text in (whole, middle, high)]
-    weights = list(RACE_TEST.values())
-    return half[0] + (weights[0] * half[1] + weights[1] * half[2]) / sum(weights) + 1e-9
 
 
 def _dated(draft: Draft, findings: list[Finding]) -> Draft:

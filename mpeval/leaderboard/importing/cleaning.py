@@ -16,6 +16,8 @@ NO_NAMES = frozenset({*MISSING, "test"})
 """What stands for no model."""
 LONGEST = 200
 """Letters of a cell that may hold a number."""
+LARGEST = 1e300
+"""What no number here comes near."""
 SCALES = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 _SPACES = {ord(space): " " for space in "\u00a0\u2007\u2009\u202f\t\r\n"}
 _ABOUT = "~≈∼"
@@ -51,7 +53,7 @@ def clean_value(raw: object, *, name: str = "") -> Cleaned:
     if raw is None or isinstance(raw, bool | list | dict):
         return _none("missing", "no value") if raw is None else _none("not-a-number", f"`{shown(raw)}` is no number")
     if isinstance(raw, int | float):
-        return _of_float(raw)
+        return _of_number(raw)
     text = _plain(str(raw))
     if text.casefold() in MISSING:
         return _none("missing", f"`{text}` stands for no value" if text else "no value")
@@ -62,7 +64,16 @@ def clean_value(raw: object, *, name: str = "") -> Cleaned:
     return _of_text(text)
 
 
-def _of_float(raw: float) -> Cleaned:
+def finite(value: object) -> float | None:
+    """Return a value as a float if it is a number of reasonable size, else None."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < LARGEST:
+        return None
+    return float(value)
+
+
+def _of_number(raw: float) -> Cleaned:
+    if isinstance(raw, int) and finite(raw) is None:
+        return _none("not-a-number", f"`{shown(raw)}` is no value")
     if not math.isfinite(raw):
         return _none("not-finite", f"`{raw}` is no finite number")
     if raw < 0:
@@ -84,7 +95,7 @@ def _of_text(text: str) -> Cleaned:
         if cleaned is not None:
             return cleaned
     for pattern, code, said in _NOT_VALUES:
-        if re.fullmatch(pattern, text):
+        if re.fullmatch(pattern, text, re.IGNORECASE):
             return _none(code, f"`{shown(text)}` {said}")
     if re.fullmatch(rf"\.[0-9]+|{NUMBER}e[+-]?[0-9]{{1,2}}", text, re.IGNORECASE):
         return Cleaned(printed=_digits(text), found=(("notation", f"`{shown(text)}` read as a number"),))
@@ -160,8 +171,9 @@ def _none(code: str, said: str) -> Cleaned:
 
 def clean_size(raw: object) -> tuple[float | None, tuple[tuple[str, str], ...]]:
     """Return a number of parameters, `8.3B`, `8300M`, `~257M` or digits alone, and what was found on the way."""
-    if isinstance(raw, int | float) and not isinstance(raw, bool):
-        return (float(raw), ()) if math.isfinite(raw) and raw > 0 else (None, ())
+    number = finite(raw)
+    if number is not None and number > 0:
+        return number, ()
     text = _plain(str(raw)) if isinstance(raw, str) else ""
     if text.casefold() in MISSING:
         return None, ()

@@ -59,3 +59,8 @@ def sequence(value: object) -> list[Any]:
 def words(value: object) -> str:
     """Return a value as text of one line if it is text or a number, else nothing."""
     return " ".join(str(value).split()) if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
+
+
+def count(value: object) -> int | None:
+    """Return a value if it is a number of items, else None."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 10**9 else None

@@ -51,6 +51,8 @@ class Draft:
     """Standard errors by metric, where the source gives them: of proportions or perplexities, never in percent."""
     flags: tuple[str, ...] = ()
     note: str = ""
+    record: str = ""
+    """What drafts share that were metrics of one record, where a file says so."""
 
     def flagged(self, flag: str) -> Draft:
         """Return the draft with one more flag."""
@@ -59,6 +61,24 @@ class Draft:
     def noted(self, *texts: str) -> Draft:
         """Return the draft with more words in its note."""
         return replace(self, note="; ".join(text for text in (self.note, *texts) if text))
+
+
+def joined(drafts: Iterable[Draft]) -> list[Draft]:
+    """Return drafts, those of one record put together again where their units are the same."""
+    made: dict[tuple[object, ...], Draft] = {}
+    for number, draft in enumerate(drafts):
+        key = (draft.record, draft.unit, draft.protocol, draft.split, draft.model, draft.source) if draft.record else ()
+        first = made.get(key) if key else None
+        if first is None or first.values.keys() & draft.values.keys():
+            made[key if key and first is None else (number,)] = draft
+        else:
+            made[key] = replace(
+                first,
+                values=first.values | draft.values,
+                items=first.items | draft.items,
+                errors=first.errors | draft.errors,
+            )
+    return list(made.values())
 
 
 @dataclass(kw_only=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -10,7 +9,8 @@ from typing import Any
 
 from mpeval.errors import DataError
 from mpeval.leaderboard.importing.benchmarks import PROTOCOL_UNKNOWN, task_named, title_of, unit_of
-from mpeval.leaderboard.importing.documents import json_of, mapping, sequence, words
+from mpeval.leaderboard.importing.cleaning import finite
+from mpeval.leaderboard.importing.documents import count, json_of, mapping, sequence, words
 from mpeval.leaderboard.importing.drafts import Draft, Given, Reading, given_source, is_address
 from mpeval.leaderboard.importing.scales import as_printed
 from mpeval.leaderboard.reported import ReportedModel, Source, Unit
@@ -58,7 +58,7 @@ def _result(place: str, result: Mapping[str, Any], document: Mapping[str, Any], 
     if printed is None:
         return
     uncertainty = mapping(score.get("uncertainty"))
-    count = uncertainty.get("num_samples")
+    items = count(uncertainty.get("num_samples"))
     protocol = details.get("protocol", "")
     known = bool(re.fullmatch(r"[^/\s]+(/[^/\s]+)+", protocol))
     error = _error(uncertainty, unit, said)
@@ -73,7 +73,7 @@ def _result(place: str, result: Mapping[str, Any], document: Mapping[str, Any], 
             split=details.get("split") or "test",
             unit=unit,
             values={metric: printed},
-            items={metric: count} if isinstance(count, int) and not isinstance(count, bool) and count > 0 else {},
+            items={metric: items} if items else {},
             errors={metric: error} if error else {},
             model=ReportedModel(
                 name=name.text,
@@ -83,6 +83,7 @@ def _result(place: str, result: Mapping[str, Any], document: Mapping[str, Any], 
             ),
             source=source,
             flags=tuple(dict.fromkeys([*flags, *([] if known else [PROTOCOL_UNKNOWN])])),
+            record=details.get("record_id", ""),
         )
     )
 
@@ -131,7 +132,7 @@ def _source(document: Mapping[str, Any], given: Given) -> Source | None:
 
 def _error(uncertainty: Mapping[str, Any], unit: Unit, said: str) -> float | None:
     """Return the standard error as a proportion or a perplexity."""
-    value = mapping(uncertainty.get("standard_error")).get("value")
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value) or value <= 0:
+    value = finite(mapping(uncertainty.get("standard_error")).get("value"))
+    if value is None or value <= 0:
         return None
-    return value / 100 if unit == "proportion" and said == "percent" else float(value)
+    return value / 100 if unit == "proportion" and said == "percent" else value

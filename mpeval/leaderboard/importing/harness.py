@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,7 +11,8 @@ from typing import Any
 from mpeval.errors import DataError, shown
 from mpeval.harness_results import protocol_of
 from mpeval.leaderboard.importing.benchmarks import title_of, unit_of
-from mpeval.leaderboard.importing.documents import json_of, mapping, words
+from mpeval.leaderboard.importing.cleaning import finite
+from mpeval.leaderboard.importing.documents import count, json_of, mapping, words
 from mpeval.leaderboard.importing.drafts import Draft, Given, Reading, given_source
 from mpeval.leaderboard.reported import ReportedModel, Source
 
@@ -22,8 +22,6 @@ METRICS = {"acc": "accuracy", "acc_norm": "accuracy_norm", "ppl": "perplexity", 
 """Names of metrics here, for tasks that are a card's protocol."""
 PRIMARY = ("accuracy", "acc", "exact_match", "f1", "acc_norm", "perplexity", "word_perplexity")
 """Which metric of a task comes first."""
-DECIMALS = {"proportion": Decimal("0.01"), "perplexity": Decimal("0.0001")}
-"""Digits kept: percents of up to 10,000 items are told apart by two."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,9 +91,8 @@ def _model(document: Mapping[str, Any], given: Given) -> ReportedModel:
     name = given.model or words(document.get("model_name")) or (args.group(1).strip() if args else "")
     if not name:
         raise DataError("the file does not say of which model it is", "give `--model`")
-    size = config.get("model_num_parameters")
-    known = isinstance(size, int) and not isinstance(size, bool) and 0 < size < 10**15
-    return ReportedModel(name=name, parameters=float(size) if known and size else None)
+    size = finite(config.get("model_num_parameters"))
+    return ReportedModel(name=name, parameters=size if size and size > 0 else None)
 
 
 def _task(
@@ -109,7 +106,7 @@ def _task(
     """Make a draft of each kind of metric of a task."""
     known = KNOWN.get(name)
     version = words(mapping(document.get("versions")).get(name))
-    shots, count, partial = _shots(name, document), *_items(name, document)
+    shots, items, partial = _shots(name, document), *_items(name, document)
     odd = known is not None and bool(known.versions) and version not in known.versions
     if odd and known:
         said = f"version {version or 'unknown'} is another protocol: `{known.before}`"
@@ -121,7 +118,7 @@ def _task(
         printed = _printed(name, model.name, metric, raw, reading)
         if printed is not None:
             values[metric] = printed, stderr
-    n = count or (known.n if known and not partial else 0)
+    n = items or (known.n if known and not partial else 0)
     if known:
         short = known.before if odd else known.protocol
         protocol = short + (f"-{shots}-shot" if shots not in {"", "0"} else "")
@@ -158,7 +155,7 @@ def _metrics(scores: Mapping[str, Any], *, named: bool) -> Iterator[tuple[str, o
         if metric in NO_METRICS or metric.endswith("_stderr"):
             continue
         error = scores.get(f"{metric}_stderr{comma}{chosen}")
-        stderr = float(error) if isinstance(error, int | float) and math.isfinite(error) and error > 0 else None
+        stderr = finite(error) or None
         name = METRICS.get(metric, metric) if named else metric
         found.append((name + (f"/{chosen}" if chosen not in {"", "none"} else ""), raw, stderr))
     order = {name: place for place, name in enumerate(PRIMARY)}
@@ -166,22 +163,24 @@ def _metrics(scores: Mapping[str, Any], *, named: bool) -> Iterator[tuple[str, o
 
 
 def _printed(place: str, model: str, metric: str, raw: object, reading: Reading) -> str | None:
-    """Return a value as it is printed here, accuracies in percent."""
+    """Return a value as it is printed here, accuracies in percent: two digits tell up to 10,000 items apart."""
     unit = unit_of(metric.partition("/")[0])
     if unit is None:
         reading.say(
             place, model, [("unknown-metric", f"`{shown(metric)}` left out: it is no share or perplexity")], kept=False
         )
         return None
-    if not isinstance(raw, int | float) or isinstance(raw, bool) or not math.isfinite(raw):
+    value = finite(raw)
+    if value is None:
         code = "not-finite" if isinstance(raw, float) else "not-a-number"
         reading.say(place, model, [(code, f"{metric}: `{shown(raw)}` left out")], kept=False)
         return None
-    if raw < 0 or (unit == "proportion" and raw > 1):
-        reading.say(place, model, [("out-of-range", f"{metric}: {raw} is no {unit}: left out")], kept=False)
+    if value < 0 or (unit == "proportion" and value > 1):
+        reading.say(place, model, [("out-of-range", f"{metric}: {value:g} is no {unit}: left out")], kept=False)
         return None
-    scaled = Decimal(repr(raw)) * (100 if unit == "proportion" else 1)
-    return format(scaled.quantize(DECIMALS[unit]), "f")
+    if unit == "perplexity":
+        return f"{value:.4f}"
+    return format((100 * Decimal(repr(value))).quantize(Decimal("0.01")), "f")  # as exact as the file's own digits
 
 
 def _shots(name: str, document: Mapping[str, Any]) -> str:
@@ -195,9 +194,6 @@ def _shots(name: str, document: Mapping[str, Any]) -> str:
 def _items(name: str, document: Mapping[str, Any]) -> tuple[int, bool]:
     """Return how many items a task was of, 0 if that is not said, and whether they were not all."""
     counts = mapping(mapping(document.get("n-samples")).get(name))
-    effective, original = (
-        value if isinstance(value := counts.get(key), int) and not isinstance(value, bool) and value > 0 else 0
-        for key in ("effective", "original")
-    )
+    effective, original = (count(counts.get(key)) or 0 for key in ("effective", "original"))
     limited = mapping(document.get("config")).get("limit") not in (None, "None")
     return effective, (limited if not effective else effective < original or (limited and effective != original))

@@ -15,7 +15,7 @@ from mpeval.leaderboard.importing.benchmarks import (
     title_of,
     unit_of,
 )
-from mpeval.leaderboard.importing.documents import mapping, sequence, words, yaml_documents
+from mpeval.leaderboard.importing.documents import count, mapping, sequence, words, yaml_documents
 from mpeval.leaderboard.importing.drafts import Draft, Given, Reading, given_source, is_address
 from mpeval.leaderboard.importing.scales import as_printed
 from mpeval.leaderboard.reported import ReportedModel, Source
@@ -41,14 +41,21 @@ def read_model_index(text: str, given: Given) -> Reading:
     models = [model for document in documents for model in sequence(document.get("model-index"))]
     if not models:
         raise DataError("the file has no `model-index`", f"give {INDEX}")
-    for number, model in enumerate(models, start=1):
-        try:
-            name, results = model_index_to_eval_results([model])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise DataError(f"model {number} is no `model-index`: {error!r}", f"give {INDEX}") from error
-        for place, result in enumerate(results, start=1):
-            reading.rows += 1
-            _index_entry(f"{name}, metric {place}", given.model or name, vars(result), given, reading)
+    for number, model in enumerate(map(mapping, models), start=1):
+        name = words(model.get("name"))
+        if not name or "results" not in model:
+            raise DataError(f"model {number} of the `model-index` has no `name` or no `results`", f"give {INDEX}")
+        for place, result in enumerate(sequence(model["results"]), start=1):
+            where = f"{name}, result {place}"
+            try:
+                _, metrics = model_index_to_eval_results([{"name": name, "results": [result]}])
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                reading.rows += 1
+                reading.say(where, name, [("entry", f"no result: {error!r}: left out")], kept=False)
+                continue
+            for which, metric in enumerate(metrics, start=1):
+                reading.rows += 1
+                _index_entry(f"{where}, metric {which}", given.model or name, vars(metric), given, reading)
     return reading
 
 
@@ -73,7 +80,7 @@ def _index_entry(place: str, raw_name: object, result: Mapping[str, Any], given:
     known = bool(re.fullmatch(r"[^/\s]+(/[^/\s]+)+", protocol))
     shots = words(said.get("num_few_shot", said.get("shots"))) or name.shots
     split = words(result["dataset_split"])
-    count = args.get("n")
+    items = count(args.get("n"))
     reading.drafts.append(
         Draft(
             place=place,
@@ -83,10 +90,11 @@ def _index_entry(place: str, raw_name: object, result: Mapping[str, Any], given:
             split=SPLITS.get(split, split) or "test",
             unit=unit,
             values={metric: printed},
-            items={metric: count} if isinstance(count, int) and not isinstance(count, bool) and count > 0 else {},
+            items={metric: items} if items else {},
             model=ReportedModel(name=name.text, shots=shots),
             source=source,
             flags=_flags(said, known=known),
+            record=words(args.get("record_id")),
         )
     )
 
@@ -157,7 +165,7 @@ def _results_entry(place: str, entry: Mapping[str, Any], given: Given, reading: 
     kind = words(entry["task_id"])
     metric = GROUPS.get(kind, "accuracy") if task == "race" else "accuracy" * (not task.startswith("wikitext"))
     notes = words(entry["notes"])
-    date = words(entry["date"])[:10]
+    date = str(entry["date"] or "")[:10]
     date = date if re.fullmatch(r"\d{4}-\d{2}-\d{2}", date) else ""
     source = _source(entry["source_url"], entry["source_name"], ".eval_results", date, given)
     problems = _problems(task, words(entry["dataset_id"]), metric or "perplexity of an unknown kind", source)
@@ -171,7 +179,7 @@ def _results_entry(place: str, entry: Mapping[str, Any], given: Given, reading: 
         return
     protocol = re.search(r"\bprotocol ([^/\s;]+(?:/[^/\s;]+)+)", notes)
     split = "valid" if task == "piqa" else "test"
-    count = published_items(task, split, metric)
+    items = published_items(task, split, metric)
     flags = ("ensemble",) if "ensemble" in notes else ()
     reading.drafts.append(
         Draft(
@@ -182,7 +190,7 @@ def _results_entry(place: str, entry: Mapping[str, Any], given: Given, reading: 
             split=split,
             unit="proportion",
             values={metric: printed},
-            items={metric: count} if count and (metric in RACE_TEST or f"n={count}" in notes) else {},
+            items={metric: items} if items and (metric in RACE_TEST or f"n={items}" in notes) else {},
             model=ReportedModel(name=name.text, shots=name.shots),
             source=source,
             flags=flags if protocol else (*flags, PROTOCOL_UNKNOWN),

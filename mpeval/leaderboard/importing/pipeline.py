@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mpeval.errors import DataError, UsageError
 from mpeval.leaderboard.importing.checks import checked
-from mpeval.leaderboard.importing.drafts import Draft, Finding, Given, Reading
+from mpeval.leaderboard.importing.drafts import Draft, Finding, Given, Reading, joined
 from mpeval.leaderboard.reported import UNATTAINABLE, Reported, reported
 from mpeval.leaderboard.store import append, check_store, read
 from mpeval.results import Metric, now
@@ -69,20 +69,18 @@ def run(options: Options) -> Imported:
         UsageError: a format that is unknown.
         DataError: a file that is not there or not of its format, or a store that is none.
     """
-    reading = checked(_reader(options.form)(_text(options.file), options.given))
+    raw = _reader(options.form)(_text(options.file), options.given)
+    reading = checked(replace(raw, drafts=joined(raw.drafts)))
     if options.store:
         check_store(options.store)
-    standing = [one for one in read(options.store) if isinstance(one, Reported)] if _is_there(options.store) else []
+    there = read(options.store) if options.store and options.store.exists() else []
+    standing = [one for one in there if isinstance(one, Reported)]
     findings = list(reading.findings)
     made = _numbers(reading, findings)
     fresh, known = _compared(made, standing, findings)
     new = [number for _, number in fresh]
     added = append(options.store, new, "--store") if options.store and not options.dry_run else len(new)
     return Imported(rows=reading.rows, numbers=len(made), added=added, known=known, findings=tuple(findings))
-
-
-def _is_there(store: Path | None) -> bool:
-    return store is not None and store.exists()
 
 
 def _reader(form: str) -> Callable[[str, Given], Reading]:
