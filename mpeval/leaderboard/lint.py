@@ -6,30 +6,26 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 from mpeval.leaderboard.entries import Entry, Line, Retraction
 from mpeval.leaderboard.metrics import KNOWN, name_of, wrong_with
+from mpeval.leaderboard.published import RACE_TEST, ROUNDING, card_of, pooled, published_items, unlike_pooled
 from mpeval.leaderboard.records import Record
 from mpeval.leaderboard.reported import Reported, attainable
 from mpeval.leaderboard.store import DamagedLine, Number, scan, standing
 from mpeval.results import Metric
-from mpeval.tasks.cards import Card, Split, card_names, load_card
 
 Severity = Literal["error", "warning"]
 Found = tuple[str, Severity, str]
 """A code, how bad it is, and what it is."""
-RACE_TEST = {"middle": 1436, "high": 3498}
-"""Questions of the groups of RACE's test set."""
 OTHER_ITEMS = ("partial", "sample-rows", "modified-data", "rows-left-out")
 """Flags of a result that is not of all items of the published set."""
 COUNTED = ("accuracy", "exact")
 """Metrics that are the share of right answers."""
 LAYOUT_TOLERANCE = {"float32": 1e-6, "": 1e-3}
 """How far losses (nats) of the same weights may differ between layouts, by dtype, and in any other."""
-ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,40 +134,26 @@ def _is_counted(metric: Metric, record: Record) -> bool:
 
 def _items(record: Record) -> Iterator[Found]:
     """Compare the number of items with the published set's: ranks that drop or repeat items show here."""
-    card = None if record.harness else _card(record.task)
+    card = None if record.harness else card_of(record.task)
     if card is None or card.kind == "perplexity" or not _all_items(record):
         return
-    split = _split(card, record.part)
-    if split is None:
+    rows = published_items(record.task, record.part, "accuracy", record.protocol)
+    if rows is None:
         yield "split", "warning", f"{card.title} has no split `{record.part}`"
-        return
-    if record.n != split.published.rows:
-        whole = f"the published {card.title} {split.name} set has {split.published.rows:,}"
+    elif record.n != rows:
+        whole = f"of the published {card.title} {record.part} set it asks {rows:,}"
         yield "items", "error", f"it is of {record.n:,} items and not flagged `partial`; {whole}"
 
 
-def _all_items(record: Record) -> bool:
-    from mpeval.tasks.likelihood import LAST_OF_ARTICLE
-
-    return record.protocol != LAST_OF_ARTICLE and not set(OTHER_ITEMS) & set(record.flags)
-
-
-@cache
-def _card(task: str) -> Card | None:
-    return load_card(task) if task in card_names() else None
-
-
-def _split(card: Card, name: str) -> Split | None:
-    return next((split for split in card.splits if split.name == name), None)
+def _all_items(one: Number) -> bool:
+    return not set(OTHER_ITEMS) & set(one.flags)
 
 
 def _printed(one: Reported) -> Iterator[Found]:
     """Compare a reported number with its printed form, and that with what its items allow."""
-    card = _card(one.task)
-    split = _split(card, one.part) if card else None
-    if split and one.n and one.metric.name == "accuracy" and one.n != split.published.rows and not _partial(one):
-        whole = f"the published {one.title} {split.name} set has {split.published.rows:,}"
-        yield "items", "warning", f"it is of {one.n:,} items; {whole}"
+    rows = published_items(one.task, one.part, "accuracy", one.protocol)
+    if rows and one.n and one.metric.name == "accuracy" and one.n != rows and _all_items(one):
+        yield "items", "warning", f"it is of {one.n:,} items; the published {one.title} {one.part} set has {rows:,}"
     for metric in (one.metric, *one.other_metrics):
         printed = one.printed if metric is one.metric else one.printed_others.get(metric.name)
         if printed is None:
@@ -181,10 +163,6 @@ def _printed(one: Reported) -> Iterator[Found]:
             yield "printed", "error", f"`{metric.name}` is {metric.value!r}, but the source prints `{printed}`"
         elif (n := _items_of(one, metric)) and metric.unit == "proportion" and not attainable(printed, n):
             yield "unattainable", "warning", f"no number of right answers to {n:,} items is {printed} %"
-
-
-def _partial(one: Reported) -> bool:
-    return bool(set(OTHER_ITEMS) & set(one.flags))
 
 
 def _meant(printed: str, metric: Metric) -> float | None:
@@ -199,8 +177,7 @@ def _items_of(one: Reported, metric: Metric) -> int:
     """Return how many items a metric is of, 0 if that is not known."""
     if metric is one.metric:
         return one.n
-    group = metric.name.removeprefix("accuracy_")
-    return RACE_TEST.get(group, 0) if one.task == "race" and one.part == "test" else 0
+    return published_items(one.task, one.part, metric.name, one.protocol) or 0 if metric.name in RACE_TEST else 0
 
 
 # ---- RACE: all is what middle and high school are together ----
@@ -214,8 +191,8 @@ def _race_measured(record: Record) -> Iterator[Found]:
     whole, middle, high = (values[name] for name in ("accuracy", "accuracy_middle", "accuracy_high"))
     if math.isclose(middle, high, abs_tol=ROUNDING):
         agrees = math.isclose(whole, middle, abs_tol=ROUNDING)
-    elif record.part == "test" and _all_items(record):
-        agrees = math.isclose(whole * record.n, _pooled(middle, high) * record.n, abs_tol=1e-6)
+    elif record.part == "test" and record.n == sum(RACE_TEST.values()):
+        agrees = math.isclose(whole * record.n, pooled(middle, high) * record.n, abs_tol=1e-6)
     else:
         questions = record.n * (whole - high) / (middle - high)
         counts = (questions, middle * questions, high * (record.n - questions))
@@ -223,10 +200,6 @@ def _race_measured(record: Record) -> Iterator[Found]:
     if not agrees:
         said = f"{whole:.6f} on all, {middle:.6f} on middle and {high:.6f} on high school questions"
         yield "race", "error", f"{said} do not go together"
-
-
-def _pooled(middle: float, high: float) -> float:
-    return (RACE_TEST["middle"] * middle + RACE_TEST["high"] * high) / sum(RACE_TEST.values())
 
 
 def _race_of_sources(places: Sequence[tuple[Path, int, Number]]) -> Iterator[Finding]:
@@ -243,22 +216,6 @@ def _race_of_sources(places: Sequence[tuple[Path, int, Number]]) -> Iterator[Fin
             message = unlike_pooled(whole, found["accuracy_middle"][3], found["accuracy_high"][3])
             if message:
                 yield _finding(path, number, one, "race", "warning", message)
-
-
-def unlike_pooled(whole: str, middle: str, high: str) -> str:
-    """Say by how much printed accuracies, in percent, are beyond rounding; nothing where they are not."""
-    try:
-        pooled, said = _pooled(float(middle), float(high)), float(whole)
-    except ValueError:
-        return ""  # which is another finding
-    if abs(said - pooled) <= _half(whole) + _pooled(_half(middle), _half(high)) + ROUNDING:
-        return ""
-    return f"{middle} on middle and {high} on high school questions make {pooled:.2f} on all, not {whole}"
-
-
-def _half(printed: str) -> float:
-    """Return half a unit of the last digit that is printed."""
-    return 0.5 * 10.0 ** -len(printed.partition(".")[2])
 
 
 # ---- several lines ----

@@ -15,12 +15,13 @@ from mpeval.errors import CheckpointError, DataError, MpevalError, UsageError
 from mpeval.leaderboard.entries import Line
 from mpeval.leaderboard.hashing import Checkpoints, damage
 from mpeval.leaderboard.lint import lint
+from mpeval.leaderboard.published import card_of
 from mpeval.leaderboard.records import Record
 from mpeval.leaderboard.samples import digest_of, find_samples, own_lines, tasks_of
 from mpeval.leaderboard.store import DamagedLine, Number, scan, standing
 from mpeval.predictions.lines import Predicted
 from mpeval.results import Metric
-from mpeval.tasks.cards import Card, card_names, load_card
+from mpeval.tasks.cards import Card
 
 if TYPE_CHECKING:
     from mpeval.data import Data
@@ -244,7 +245,7 @@ def _scores(record: Record, lines: Sequence[Predicted], data: Data | None) -> st
 
 
 def _card_of(record: Record) -> Card | None:
-    return load_card(record.task) if record.harness is None and record.task in card_names() else None
+    return card_of(record.task) if record.harness is None else None
 
 
 def _compare(record: Record, metrics: Sequence[Metric], n: int, correct: int | None) -> None:

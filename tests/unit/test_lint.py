@@ -15,8 +15,9 @@ from recorded import metric_of, published, record
 
 from mpeval.errors import DataError
 from mpeval.leaderboard.entries import Line, Retraction
-from mpeval.leaderboard.lint import RACE_TEST, Finding, lint
+from mpeval.leaderboard.lint import Finding, lint
 from mpeval.leaderboard.metrics import KNOWN
+from mpeval.leaderboard.published import RACE_TEST
 from mpeval.leaderboard.records import Record
 from mpeval.leaderboard.store import append, default_stores, read
 from mpeval.results import DataInfo, HarnessInfo, Layout, Metric
@@ -191,7 +192,8 @@ def race_record(middle: int, high: int, **changes: Any) -> Record:
         "n_correct": middle + high,
         "metric": accuracy_metric(middle + high, n),
         "other_metrics": [
-            accuracy_metric(correct, RACE_TEST[group], f"accuracy_{group}") for group, correct in groups.items()
+            accuracy_metric(correct, RACE_TEST[f"accuracy_{group}"], f"accuracy_{group}")
+            for group, correct in groups.items()
         ],
         "data": DataInfo(source="RACE", digest="sha256:r", rows_expected=n),
     }

@@ -8,15 +8,15 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import lru_cache
 from typing import Any
 
 from mpeval.errors import DataError, shown
 from mpeval.leaderboard.boards import Board, Row
+from mpeval.leaderboard.published import card_of
 from mpeval.leaderboard.records import Record
 from mpeval.leaderboard.store import Number
 from mpeval.results import Metric
-from mpeval.tasks.cards import Card, HubSource
+from mpeval.tasks.cards import HubSource
 
 OTHER_QUESTIONS = ("race/lm-eval", "lm-eval/race")
 """Protocols that ask only some questions of the benchmark whose name they bear."""
@@ -79,14 +79,6 @@ def shots(entry: Number) -> str:
 def whole_benchmark(entry: Number) -> bool:
     """Tell whether a number is of the whole published benchmark, so that a format without flags may have it."""
     return entry.ranked and not entry.protocol.startswith(OTHER_QUESTIONS)
-
-
-@lru_cache(maxsize=1000)
-def card_of(task: str) -> Card | None:
-    """Return the card of a task, None if it has none."""
-    from mpeval.tasks.cards import card_names, load_card
-
-    return load_card(task) if task in card_names() else None
 
 
 def hub_of(entry: Number) -> HubSource | None:

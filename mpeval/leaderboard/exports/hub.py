@@ -10,7 +10,6 @@ from typing import Any
 from mpeval.leaderboard.boards import Board
 from mpeval.leaderboard.exports.export import (
     Export,
-    card_of,
     hub_of,
     left_out,
     metrics,
@@ -21,6 +20,7 @@ from mpeval.leaderboard.exports.export import (
     unit,
     whole_benchmark,
 )
+from mpeval.leaderboard.published import card_of
 from mpeval.leaderboard.records import Record
 from mpeval.leaderboard.store import Number
 from mpeval.results import Metric

@@ -11,7 +11,6 @@ from typing import Any
 from mpeval.leaderboard.boards import Board
 from mpeval.leaderboard.exports.export import (
     Export,
-    card_of,
     left_out,
     metrics,
     percent,
@@ -22,6 +21,7 @@ from mpeval.leaderboard.exports.export import (
     whole_benchmark,
 )
 from mpeval.leaderboard.exports.papers_names import PARAMETERS, TABLES, Table
+from mpeval.leaderboard.published import card_of
 from mpeval.leaderboard.records import Record
 from mpeval.leaderboard.store import Number
 from mpeval.results import Metric

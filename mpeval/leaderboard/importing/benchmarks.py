@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import cache
 
-from mpeval.leaderboard.lint import RACE_TEST as QUESTIONS
 from mpeval.leaderboard.metrics import KNOWN
+from mpeval.leaderboard.published import card_of
 from mpeval.leaderboard.reported import Unit
-from mpeval.tasks.cards import Card, card_names, load_card
+from mpeval.tasks.cards import card_names, load_card
 
-RACE_TEST = {f"accuracy_{group}": count for group, count in QUESTIONS.items()}
-"""Questions of the groups of RACE's test set, by metric."""
 PROTOCOL_UNKNOWN = "protocol-unknown"
 """Flag of a number of which nobody says how it was measured."""
 
@@ -25,12 +22,6 @@ def unit_of(metric: str) -> Unit | None:
     return "perplexity" if unit == "perplexity" or metric.endswith("_perplexity") else None
 
 
-@cache
-def card_of(task: str) -> Card | None:
-    """Return the card of a task, if it has one."""
-    return load_card(task) if task in card_names() else None
-
-
 def title_of(task: str) -> str:
     """Return what a benchmark is called."""
     card = card_of(task)
@@ -38,17 +29,6 @@ def title_of(task: str) -> str:
 
 
 OTHER_TITLES = {"wikitext2": "WikiText-2"}
-
-
-def published_items(task: str, split: str, metric: str) -> int | None:
-    """Return how many items an accuracy on a published set is of, None where that is not known."""
-    if not metric.startswith("accuracy"):
-        return None
-    if metric in RACE_TEST:
-        return RACE_TEST[metric] if (task, split) == ("race", "test") else None
-    card = card_of(task)
-    rows = {one.name: one.published.rows for one in card.splits} if card and card.kind != "perplexity" else {}
-    return rows.get(split)
 
 
 @dataclass(frozen=True, kw_only=True)

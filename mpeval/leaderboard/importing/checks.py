@@ -7,9 +7,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from mpeval.leaderboard.importing.benchmarks import RACE_TEST
 from mpeval.leaderboard.importing.drafts import Draft, Finding, Reading
-from mpeval.leaderboard.lint import unlike_pooled
+from mpeval.leaderboard.published import RACE_TEST, unlike_pooled
 
 RACE_IDENTITY = "race-identity"
 """Flag of accuracies on RACE that do not go together."""

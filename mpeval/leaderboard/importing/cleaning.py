@@ -78,7 +78,7 @@ def _of_number(raw: float) -> Cleaned:
         return _none("not-finite", f"`{raw}` is no finite number")
     if raw < 0:
         return _none("negative", f"`{shown(raw)}` is below 0")
-    return Cleaned(printed=_digits(repr(raw)))
+    return Cleaned(printed=_digits(repr(abs(raw))))  # there is a -0.0
 
 
 def _digits(text: str) -> str:

@@ -9,8 +9,6 @@ from typing import Any
 from mpeval.errors import DataError
 from mpeval.leaderboard.importing.benchmarks import (
     PROTOCOL_UNKNOWN,
-    RACE_TEST,
-    published_items,
     task_named,
     title_of,
     unit_of,
@@ -18,6 +16,7 @@ from mpeval.leaderboard.importing.benchmarks import (
 from mpeval.leaderboard.importing.documents import count, mapping, sequence, words, yaml_documents
 from mpeval.leaderboard.importing.drafts import Draft, Given, Reading, given_source, is_address
 from mpeval.leaderboard.importing.scales import as_printed
+from mpeval.leaderboard.published import RACE_TEST, published_items
 from mpeval.leaderboard.reported import ReportedModel, Source
 
 INDEX = "a model card, or YAML with `model-index`"

@@ -12,7 +12,6 @@ from mpeval.leaderboard.importing.benchmarks import (
     PARAMETERS,
     PROTOCOL_UNKNOWN,
     Table,
-    published_items,
     table_of,
     title_of,
     unit_of,
@@ -20,6 +19,7 @@ from mpeval.leaderboard.importing.benchmarks import (
 from mpeval.leaderboard.importing.cleaning import clean_size
 from mpeval.leaderboard.importing.documents import json_of, mapping, sequence, words
 from mpeval.leaderboard.importing.drafts import Draft, Given, Reading, given_source, is_address
+from mpeval.leaderboard.published import published_items
 from mpeval.leaderboard.reported import ReportedModel, Source
 
 WHAT = "a file of Papers with Code's tasks, such as evaluation-tables.json"

@@ -8,9 +8,10 @@ from datetime import date as calendar_date
 from pathlib import Path
 
 from mpeval.errors import DataError, UsageError, suggest
-from mpeval.leaderboard.importing.benchmarks import card_of, title_of, unit_of
+from mpeval.leaderboard.importing.benchmarks import title_of, unit_of
 from mpeval.leaderboard.importing.cleaning import clean_size
 from mpeval.leaderboard.importing.drafts import Given, is_address
+from mpeval.leaderboard.published import card_of
 from mpeval.leaderboard.reported import Reported, ReportedModel, Source, reported
 from mpeval.leaderboard.store import append, check_store, read
 from mpeval.results import now
