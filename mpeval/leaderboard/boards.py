@@ -127,7 +127,7 @@ def _row(number: Number, rank: int | None) -> Row:
         "rank": str(rank) if rank else "-",
         "kind": number.kind,
         "model": model.name,
-        "parameters": f"{model.parameters / 1e6:,.1f}M" if model.parameters else "",
+        "parameters": _size(model.parameters) if model.parameters else "",
         "interval": show_interval(number.metric),
         "n": f"{number.n:,}" if number.n else "",
         "flags": ", ".join(number.flags),
@@ -135,6 +135,10 @@ def _row(number: Number, rank: int | None) -> Row:
     }
     own = _measured(number) if isinstance(number, Record) else _reported(number)
     return Row(entry=number, rank=rank, cells=shared | own)
+
+
+def _size(parameters: float) -> str:
+    return f"{parameters / 1e6:,.1f}M" if parameters < 1e9 else f"{parameters / 1e9:,.4g}B"
 
 
 def _measured(record: Record) -> dict[str, str]:

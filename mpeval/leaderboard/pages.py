@@ -7,25 +7,17 @@ from pathlib import Path
 
 from mpeval.folders import write_atomically
 from mpeval.leaderboard.boards import Board, boards
+from mpeval.leaderboard.page import html
 from mpeval.leaderboard.store import read
 
 
 def publish(stores: Sequence[Path], output: Path) -> list[Path]:
     """Write `README.md` and `index.html` from the numbers of `stores`; return their paths."""
     content = boards(read(*stores))
-    pages = {output / "README.md": _markdown(content), output / "index.html": _html(content)}
+    pages = {output / "README.md": _markdown(content), output / "index.html": html(content)}
     for path, text in pages.items():
         write_atomically(path, text)
     return list(pages)
-
-
-def _html(content: list[Board]) -> str:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("mpeval"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("leaderboard.html").render(boards=content)
 
 
 def _markdown(content: list[Board]) -> str:

@@ -97,6 +97,7 @@ OPTIONS: dict[str, set[str]] = {
     "leaderboard": {"--help"},
     "leaderboard show": {"--store", "--help"},
     "leaderboard publish": {"--store", "--output", "--help"},
+    "leaderboard serve": {"--store", "--port", "--help"},
 }
 """Every command and its options.  A new option changes this table on purpose, or not at all."""
 HEAVY = (

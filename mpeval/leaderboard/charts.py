@@ -1,0 +1,442 @@
+"""What a board's numbers look like: a few kinds of charts as SVG that take part in the page they stand in."""
+
+from __future__ import annotations
+
+import datetime
+import io
+import re
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
+
+from mpeval.leaderboard.boards import Board, Row
+from mpeval.leaderboard.records import Record
+from mpeval.plot import COLOURS, STYLE
+from mpeval.results import Metric
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MOST_CHARTS = 40
+FEWEST = 3
+"""Numbers that a chart needs."""
+MOST_POINTS = 150
+"""Best numbers that a chart shows."""
+MOST_LINES = 25
+"""Rows of a forest plot."""
+WIDTH = 5.4
+"""Inches."""
+INK = "#010203"
+"""Stands for the page's colour of text until the picture is in it."""
+LINES = "#040506"
+"""Likewise for the lines of the grid."""
+LOOK = {
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "grid.color": LINES,
+    "font.size": 9.5,
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "axes.formatter.useoffset": False,
+}
+SPREAD = 20
+"""From how many times the least value on the axis of values is logarithmic."""
+LONGEST = 34
+"""Characters of a name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """One picture and what it shows."""
+
+    svg: str
+    caption: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """What of a number can be drawn; accuracies in percent."""
+
+    name: str
+    rank: str
+    value: float
+    low: float
+    high: float
+    """Equal to the value where there is no interval."""
+    parameters: float | None
+    date: datetime.date | None
+    measured: bool
+    iteration: int | None
+    middle: float | None
+    upper: float | None
+    """Accuracy on RACE's high part."""
+
+    @property
+    def colour(self) -> str:
+        """The colour of its kind."""
+        return COLOURS[0] if self.measured else COLOURS[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A chart that can be drawn."""
+
+    points: Sequence[Point]
+    draw: Callable[[Figure, Board, Sequence[Point]], None]
+    height: float
+    alternative: str
+    caption: str
+
+
+def charts(content: Sequence[Board]) -> list[tuple[Board, list[Chart]]]:
+    """Draw what can be drawn of each board, of the largest boards first if there is too much for one page.
+
+    Equal boards give equal text.  matplotlib is imported only if there is anything to draw.
+    """
+    plans = {place: _plans(board) for place, board in enumerate(content)}
+    chosen: set[int] = set()
+    room = MOST_CHARTS
+    for place in sorted(plans, key=lambda place: (-len(content[place].rows), place)):
+        if 0 < len(plans[place]) <= room:
+            chosen.add(place)
+            room -= len(plans[place])
+    if not chosen:
+        return []
+    import matplotlib.style
+
+    with matplotlib.style.context(["default", {**STYLE, **LOOK}], after_reset=True), warnings.catch_warnings():
+        # the browser draws the letters: that a font of matplotlib lacks one does not matter
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        return [
+            (content[place], [_chart(content[place], plan, f"c{place}-{number}") for number, plan in enumerate(plans[place])])
+            for place in sorted(chosen)
+        ]
+
+
+def _chart(board: Board, plan: Plan, name: str) -> Chart:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, plan.height))
+    figure.patch.set_visible(False)
+    plan.draw(figure, board, plan.points)
+    for axes in figure.axes:
+        axes.patch.set_visible(False)
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    return Chart(svg=inlined(buffer.getvalue(), name, plan.alternative), caption=plan.caption)
+
+
+# ---- what is drawn ----
+
+
+def _plans(board: Board) -> list[Plan]:
+    ranked = [_point(row) for row in board.rows if row.rank is not None][:MOST_POINTS]
+    title = f"{board.title} {board.split}, {board.metric} under {board.protocol}"
+    best = f"best: {ranked[0].name} with {board.rows[0].cells['value']}" if ranked else ""
+    sized = [point for point in ranked if point.parameters]
+    dated = sorted((point for point in ranked if point.date), key=lambda point: point.date or datetime.date.min)
+    parts = [point for point in ranked if point.middle is not None and point.upper is not None]
+    barred = [point for point in ranked if point.low < point.high][:MOST_LINES]
+    swept = _swept(board)
+    plans = [
+        Plan(
+            points=sized,
+            draw=_scatter,
+            height=3.4,
+            alternative=f"{title}, over parameters: {len(sized)} models; {best}",
+            caption="Score over parameters, with 95 % intervals",
+        )
+        if len({point.parameters for point in sized}) > 1
+        else None,
+        Plan(
+            points=dated,
+            draw=_history,
+            height=3.4,
+            alternative=f"{title}, over time: {len(dated)} numbers; {best}",
+            caption="State of the art over time: the line is the best so far",
+        )
+        if len({point.date for point in dated}) > 1
+        else None,
+        Plan(
+            points=barred,
+            draw=_forest,
+            height=0.75 + 0.23 * len(barred),
+            alternative=f"{title}: 95 % intervals of the best {len(barred)}; {best}",
+            caption="95 % intervals by rank; the band is the interval of the best",
+        ),
+        Plan(
+            points=parts,
+            draw=_halves,
+            height=4.4,
+            alternative=f"{title}: accuracy on the middle part against the high part, {len(parts)} models; {best}",
+            caption="Middle school against high school questions; on the line both are equally hard",
+        ),
+        Plan(
+            points=swept,
+            draw=_learning,
+            height=3.4,
+            alternative=f"{title}, over training: {', '.join(sorted({point.name for point in swept}))}",
+            caption="Learning curve: checkpoints of one training run",
+        ),
+    ]
+    return [plan for plan in plans if plan and len(plan.points) >= FEWEST]
+
+
+def _swept(board: Board) -> list[Point]:
+    """Return the numbers of models that have several iterations, flagged ones too: each is compared with itself."""
+    runs: dict[str, dict[int, Point]] = defaultdict(dict)
+    for row in board.rows:
+        point = _point(row)
+        if point.iteration is not None:
+            runs[point.name].setdefault(point.iteration, point)
+    long = {name: run for name, run in sorted(runs.items()) if len(run) >= FEWEST}
+    return [run[iteration] for run in list(long.values())[: len(COLOURS)] for iteration in sorted(run)]
+
+
+def _point(row: Row) -> Point:
+    entry = row.entry
+    metric, measured = entry.metric, isinstance(entry, Record)
+    value = _shown(metric, metric.value)
+    barred = metric.low is not None and metric.high is not None
+    others = {other.name: _shown(other, other.value) for other in entry.other_metrics}
+    return Point(
+        name=_flat(entry.model.name),
+        rank=row.cells["rank"],
+        value=value,
+        low=_shown(metric, metric.low) if barred else value,
+        high=_shown(metric, metric.high) if barred else value,
+        parameters=entry.model.parameters or None,
+        date=datetime.date.fromisoformat(entry.date) if entry.date else None,
+        measured=measured,
+        iteration=entry.model.iteration if measured and not entry.members else None,
+        middle=others.get("accuracy_middle"),
+        upper=others.get("accuracy_high"),
+    )
+
+
+def _shown(metric: Metric, value: float) -> float:
+    return 100 * value if metric.unit == "proportion" else value
+
+
+def _flat(text: str) -> str:
+    """Return a name as one short line of printable characters, which is all that SVG can hold."""
+    plain = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+    return plain if len(plain) <= LONGEST else plain[: LONGEST - 1] + "…"
+
+
+# ---- how it is drawn ----
+
+
+def _axes(figure: Figure, height: float, left: float = 0.13) -> Axes:
+    """Return axes with room for the labels below and at the left; laying them out anew for each chart takes long."""
+    bottom = 0.5 / height
+    return figure.add_axes((left, bottom, 0.97 - left, 1 - bottom - 0.1 / height))
+
+
+def _unit(board: Board) -> str:
+    percent = " (%)" if board.rows[0].entry.metric.unit == "proportion" else ""
+    return f"{_flat(board.metric)}{percent}, {board.arrow}"
+
+
+def _value_axis(axes: Axes, board: Board, points: Sequence[Point], which: str = "y") -> None:
+    """Label the axis of values, which is logarithmic where they are far apart."""
+    low, high = min(point.low for point in points), max(point.high for point in points)
+    label, limits, scale, axis = (
+        (axes.set_ylabel, axes.set_ylim, axes.set_yscale, axes.yaxis)
+        if which == "y"
+        else (axes.set_xlabel, axes.set_xlim, axes.set_xscale, axes.xaxis)
+    )
+    label(_unit(board))
+    if low > 0 and high > SPREAD * low:
+        scale("log")
+        limits(low / 1.3, high * 1.3)
+    else:
+        room = 0.07 * (high - low) or 1.0
+        limits(low - room, high + room)
+        axis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+
+
+def _marks(axes: Axes, points: Sequence[Point], place: Callable[[Point], tuple[Any, Any]], *, bars: bool) -> None:
+    """Draw each kind of point: measured ones filled circles, reported ones hollow diamonds."""
+    for measured, marker in ((True, "o"), (False, "D")):
+        found = [point for point in points if point.measured is measured]
+        if not found:
+            continue
+        across, up = zip(*map(place, found), strict=True)
+        colour = found[0].colour
+        look = {"fmt": marker, "markersize": 5, "color": colour, "markerfacecolor": colour if measured else "none"}
+        errors = ([point.value - point.low for point in found], [point.high - point.value for point in found])
+        axes.errorbar(across, up, yerr=errors if bars else None, linewidth=0, elinewidth=1, clip_on=False, **look)
+
+
+def _scatter(figure: Figure, board: Board, points: Sequence[Point]) -> None:
+    axes = _axes(figure, 3.4)
+    axes.set_xscale("log")
+    sizes = [point.parameters or 1.0 for point in points]
+    axes.set_xlim(min(sizes) / 1.6, max(sizes) * 1.6)
+    _value_axis(axes, board, points)
+    _marks(axes, points, lambda point: (point.parameters, point.value), bars=True)
+    axes.xaxis.set_major_formatter(lambda size, _: _size(size))
+    axes.xaxis.set_minor_formatter(lambda size, _: "")
+    axes.set_xlabel("parameters")
+    _name(axes, [(point.name, point.parameters or 1.0, point.value) for point in points])
+
+
+def _size(parameters: float) -> str:
+    for power, letter in ((12, "T"), (9, "B"), (6, "M"), (3, "K")):
+        if parameters >= 10**power:
+            return f"{parameters / 10**power:.3g}{letter}"
+    return f"{parameters:.3g}"
+
+
+def _history(figure: Figure, board: Board, points: Sequence[Point]) -> None:
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter, date2num
+
+    axes = _axes(figure, 3.4)
+    days = [float(date2num(point.date)) for point in points]
+    room = 0.04 * (days[-1] - days[0])
+    axes.set_xlim(days[0] - room, days[-1] + room)
+    _value_axis(axes, board, points)
+    best = list(accumulate((point.value for point in points), max if board.direction == "max" else min))
+    axes.step(days, best, where="post", color=INK, linewidth=1.2)
+    _marks(axes, points, lambda point: (float(date2num(point.date)), point.value), bars=False)
+    locator = AutoDateLocator(minticks=3, maxticks=7)
+    axes.xaxis.set_major_locator(locator)
+    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+    axes.set_xlabel("published or measured")
+    records = [place for place, value in enumerate(best) if place == 0 or value != best[place - 1]]
+    _name(axes, [(points[place].name, days[place], points[place].value) for place in reversed(records)])
+
+
+def _forest(figure: Figure, board: Board, points: Sequence[Point]) -> None:
+    axes = _axes(figure, 0.75 + 0.23 * len(points), left=0.42)
+    axes.axvspan(points[0].low, points[0].high, color=INK, alpha=0.1, linewidth=0)
+    for line, point in enumerate(points):
+        axes.plot([point.low, point.high], [line, line], color=point.colour, linewidth=1.4)
+        face = point.colour if point.measured else "none"
+        axes.plot(
+            point.value, line, "o" if point.measured else "D", color=point.colour, markerfacecolor=face, markersize=5
+        )
+    axes.set_ylim(len(points) - 0.4, -0.6)
+    axes.set_yticks(range(len(points)), [f"{point.name}  {point.rank}" for point in points])
+    axes.tick_params(axis="y", length=0)
+    axes.grid(visible=False, axis="y")
+    _value_axis(axes, board, points, "x")
+
+
+def _halves(figure: Figure, board: Board, points: Sequence[Point]) -> None:
+    axes = _axes(figure, 4.4)
+    middle, upper = [point.middle or 0.0 for point in points], [point.upper or 0.0 for point in points]
+    least, most = min(middle + upper), max(middle + upper)
+    room = 0.05 * (most - least) or 1.0
+    axes.set_xlim(least - room, most + room)
+    axes.set_ylim(least - room, most + room)
+    axes.plot([least - room, most + room], [least - room, most + room], color=INK, linewidth=0.8, linestyle=":")
+    _marks(axes, points, lambda point: (point.middle, point.upper), bars=False)
+    axes.set_xlabel("accuracy on middle school questions (%)")
+    axes.set_ylabel("on high school questions (%)")
+    _name(axes, [(point.name, point.middle or 0.0, point.upper or 0.0) for point in points])
+
+
+def _learning(figure: Figure, board: Board, points: Sequence[Point]) -> None:
+    axes = _axes(figure, 3.4)
+    last = max(point.iteration or 0 for point in points)
+    axes.set_xlim(0, 1.03 * last)
+    _value_axis(axes, board, points)
+    names = list(dict.fromkeys(point.name for point in points))
+    for name, colour in zip(names, COLOURS, strict=False):
+        run = [point for point in points if point.name == name]
+        steps = [point.iteration or 0 for point in run]
+        axes.plot(steps, [point.value for point in run], color=INK if colour == "#000000" else colour, label=name)
+        for point, step in zip(run, steps, strict=True):
+            axes.plot([step, step], [point.low, point.high], color=colour, linewidth=1)
+            axes.plot(step, point.value, "o", color=colour, markersize=4)
+    axes.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
+    axes.set_xlabel("iteration")
+    axes.legend(loc="best", fontsize=8.5)
+
+
+def _name(axes: Axes, places: Sequence[tuple[str, float, float]]) -> None:
+    """Write names beside points, the first ones first, where they hide no other name."""
+    inches = 72 * WIDTH
+    points = axes.transData.transform([(across, up) for _, across, up in places]) * 72 / axes.figure.dpi
+    taken: list[tuple[float, float, float, float]] = []
+    for (name, across, up), (x, y) in zip(places, points.tolist(), strict=True):
+        length = 4.6 * len(name)
+        left = x + 6 + length > inches
+        start = x - 6 - length if left else x + 6
+        box = (start, y - 1, start + length, y + 9)
+        if start < 0 or any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken):
+            continue
+        taken.append(box)
+        axes.annotate(
+            name,
+            (across, up),
+            xytext=(-6 if left else 6, 2),
+            textcoords="offset points",
+            ha="right" if left else "left",
+            fontsize=8,
+        )
+
+
+# ---- into the page ----
+
+_NAMESPACE = re.compile(r"\{.*\}")
+_DECIMALS = re.compile(r"-?\d+\.\d{3,}")
+_OWN_COLOURS = {INK: {"": "currentColor"}, LINES: {"": "currentColor", "-opacity": "0.15"}}
+
+
+def inlined(svg: str, name: str, alternative: str) -> str:
+    """Return a picture of matplotlib's as an element of an HTML page.
+
+    Styles become attributes, since the page's policy forbids them; colours of text become the page's own; ids are
+    distinct from those of other pictures; what screen readers say is `alternative`.
+    """
+    root = ElementTree.fromstring(svg)
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if _NAMESPACE.sub("", child.tag) in {"metadata", "style", "clipPath"}:
+                parent.remove(child)
+    used = {value for element in root.iter() for key, value in element.attrib.items() if key.endswith("href")}
+    names = {target: f"#{name}-{number}" for number, target in enumerate(sorted(used))}
+    for element in root.iter():
+        element.tag = _NAMESPACE.sub("", element.tag)
+        attributes = {_NAMESPACE.sub("", key): value for key, value in element.attrib.items() if key != "clip-path"}
+        attributes |= dict(_presentation(attributes.pop("style", "")))
+        identity = names.get(f"#{attributes.pop('id', '')}")
+        attributes |= {"id": identity[1:]} if identity else {}
+        attributes |= {"href": names[attributes["href"]]} if "href" in attributes else {}
+        element.attrib = {key: _DECIMALS.sub(_shorter, value) for key, value in attributes.items()}
+        element.tail = None
+    view = root.attrib["viewBox"]
+    root.attrib = {"viewBox": view, "role": "img", "aria-label": " ".join(alternative.split())}
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _shorter(number: re.Match[str]) -> str:
+    return f"{float(number[0]):.2f}".rstrip("0").rstrip(".")
+
+
+def _presentation(style: str) -> Sequence[tuple[str, str]]:
+    """Return the attributes that say what a `style` does."""
+    found: list[tuple[str, str]] = []
+    for declaration in style.split(";"):
+        key, _, value = (part.strip() for part in declaration.partition(":"))
+        if key == "font":
+            size = re.search(r"([\d.]+)px", value)
+            found += [("font-size", size[1])] if size else []
+        elif value in _OWN_COLOURS:
+            found += [(key + suffix, said) for suffix, said in _OWN_COLOURS[value].items()]
+        elif key:
+            found.append((key, value))
+    return found
+
+
