@@ -49,7 +49,7 @@ LOOK = {
 }
 SPREAD = 20
 """From how many times the least value on the axis of values is logarithmic."""
-LONGEST = 34
+LONGEST = 30
 """Characters of a name."""
 
 
@@ -116,7 +116,10 @@ def charts(content: Sequence[Board]) -> list[tuple[Board, list[Chart]]]:
         # the browser draws the letters: that a font of matplotlib lacks one does not matter
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         return [
-            (content[place], [_chart(content[place], plan, f"c{place}-{number}") for number, plan in enumerate(plans[place])])
+            (
+                content[place],
+                [_chart(content[place], plan, f"c{place}-{number}") for number, plan in enumerate(plans[place])],
+            )
             for place in sorted(chosen)
         ]
 
@@ -248,6 +251,8 @@ def _unit(board: Board) -> str:
 
 def _value_axis(axes: Axes, board: Board, points: Sequence[Point], which: str = "y") -> None:
     """Label the axis of values, which is logarithmic where they are far apart."""
+    from matplotlib.ticker import NullLocator
+
     low, high = min(point.low for point in points), max(point.high for point in points)
     label, limits, scale, axis = (
         (axes.set_ylabel, axes.set_ylim, axes.set_yscale, axes.yaxis)
@@ -257,6 +262,7 @@ def _value_axis(axes: Axes, board: Board, points: Sequence[Point], which: str = 
     label(_unit(board))
     if low > 0 and high > SPREAD * low:
         scale("log")
+        axis.set_minor_locator(NullLocator())
         limits(low / 1.3, high * 1.3)
     else:
         room = 0.07 * (high - low) or 1.0
@@ -264,8 +270,8 @@ def _value_axis(axes: Axes, board: Board, points: Sequence[Point], which: str = 
         axis.set_major_formatter(lambda value, _: f"{value:,.10g}")
 
 
-def _marks(axes: Axes, points: Sequence[Point], place: Callable[[Point], tuple[Any, Any]], *, bars: bool) -> None:
-    """Draw each kind of point: measured ones filled circles, reported ones hollow diamonds."""
+def _marks(axes: Axes, points: Sequence[Point], place: Callable[[Point], tuple[Any, Any]], *, bars: str = "") -> None:
+    """Draw each kind of point, with `bars` `up` or `across`: measured ones filled circles, reported hollow diamonds."""
     for measured, marker in ((True, "o"), (False, "D")):
         found = [point for point in points if point.measured is measured]
         if not found:
@@ -274,18 +280,22 @@ def _marks(axes: Axes, points: Sequence[Point], place: Callable[[Point], tuple[A
         colour = found[0].colour
         look = {"fmt": marker, "markersize": 5, "color": colour, "markerfacecolor": colour if measured else "none"}
         errors = ([point.value - point.low for point in found], [point.high - point.value for point in found])
-        axes.errorbar(across, up, yerr=errors if bars else None, linewidth=0, elinewidth=1, clip_on=False, **look)
+        errorbars = {"up": {"yerr": errors}, "across": {"xerr": errors}, "": {}}[bars]
+        axes.errorbar(across, up, **errorbars, linewidth=0, elinewidth=1.2, clip_on=False, **look)
 
 
 def _scatter(figure: Figure, board: Board, points: Sequence[Point]) -> None:
+    from matplotlib.ticker import LogLocator, NullLocator
+
     axes = _axes(figure, 3.4)
     axes.set_xscale("log")
     sizes = [point.parameters or 1.0 for point in points]
     axes.set_xlim(min(sizes) / 1.6, max(sizes) * 1.6)
     _value_axis(axes, board, points)
-    _marks(axes, points, lambda point: (point.parameters, point.value), bars=True)
+    _marks(axes, points, lambda point: (point.parameters, point.value), bars="up")
     axes.xaxis.set_major_formatter(lambda size, _: _size(size))
-    axes.xaxis.set_minor_formatter(lambda size, _: "")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(sizes) < 30 * min(sizes) else (1,)))
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("parameters")
     _name(axes, [(point.name, point.parameters or 1.0, point.value) for point in points])
 
@@ -307,7 +317,7 @@ def _history(figure: Figure, board: Board, points: Sequence[Point]) -> None:
     _value_axis(axes, board, points)
     best = list(accumulate((point.value for point in points), max if board.direction == "max" else min))
     axes.step(days, best, where="post", color=INK, linewidth=1.2)
-    _marks(axes, points, lambda point: (float(date2num(point.date)), point.value), bars=False)
+    _marks(axes, points, lambda point: (float(date2num(point.date)), point.value))
     locator = AutoDateLocator(minticks=3, maxticks=7)
     axes.xaxis.set_major_locator(locator)
     axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
@@ -317,18 +327,16 @@ def _history(figure: Figure, board: Board, points: Sequence[Point]) -> None:
 
 
 def _forest(figure: Figure, board: Board, points: Sequence[Point]) -> None:
-    axes = _axes(figure, 0.75 + 0.23 * len(points), left=0.42)
+    axes = _axes(figure, 0.75 + 0.23 * len(points), left=0.44)
     axes.axvspan(points[0].low, points[0].high, color=INK, alpha=0.1, linewidth=0)
-    for line, point in enumerate(points):
-        axes.plot([point.low, point.high], [line, line], color=point.colour, linewidth=1.4)
-        face = point.colour if point.measured else "none"
-        axes.plot(
-            point.value, line, "o" if point.measured else "D", color=point.colour, markerfacecolor=face, markersize=5
-        )
+    lines = {id(point): line for line, point in enumerate(points)}
+    _marks(axes, points, lambda point: (point.value, lines[id(point)]), bars="across")
     axes.set_ylim(len(points) - 0.4, -0.6)
-    axes.set_yticks(range(len(points)), [f"{point.name}  {point.rank}" for point in points])
-    axes.tick_params(axis="y", length=0)
-    axes.grid(visible=False, axis="y")
+    axes.set_yticks([])
+    at_the_edge = axes.get_yaxis_transform()
+    for line, point in enumerate(points):
+        label = f"{point.rank}. {point.name}"
+        axes.text(-0.02, line, label, transform=at_the_edge, ha="right", va="center", fontsize=8.5)
     _value_axis(axes, board, points, "x")
 
 
@@ -340,7 +348,7 @@ def _halves(figure: Figure, board: Board, points: Sequence[Point]) -> None:
     axes.set_xlim(least - room, most + room)
     axes.set_ylim(least - room, most + room)
     axes.plot([least - room, most + room], [least - room, most + room], color=INK, linewidth=0.8, linestyle=":")
-    _marks(axes, points, lambda point: (point.middle, point.upper), bars=False)
+    _marks(axes, points, lambda point: (point.middle, point.upper))
     axes.set_xlabel("accuracy on middle school questions (%)")
     axes.set_ylabel("on high school questions (%)")
     _name(axes, [(point.name, point.middle or 0.0, point.upper or 0.0) for point in points])
@@ -438,5 +446,3 @@ def _presentation(style: str) -> Sequence[tuple[str, str]]:
         elif key:
             found.append((key, value))
     return found
-
-

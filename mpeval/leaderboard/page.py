@@ -167,7 +167,9 @@ def _interval(shown: str, metric: Metric) -> str:
     deviation = ""
     if metric.stderr is not None:
         points = metric.unit == "proportion"
-        deviation = f"; standard error {100 * metric.stderr:.2f} %" if points else f"; standard error {metric.stderr:.4g}"
+        deviation = (
+            f"; standard error {100 * metric.stderr:.2f} %" if points else f"; standard error {metric.stderr:.4g}"
+        )
     return f"{shown}, 95 %, {metric.interval or 'as recorded'}{deviation}"
 
 
@@ -206,7 +208,10 @@ def _of_reported(number: Reported) -> Iterator[tuple[str, str]]:
     yield "source", f"{number.source.title}, {number.source.locator}"
     yield "printed there", number.printed
     yield "quote", number.source.quote
-    yield "evidence", {"S2": "two sources print it", "S1": "one source prints it"}.get(
-        number.source.evidence, number.source.evidence
+    yield (
+        "evidence",
+        {"S2": "two sources print it", "S1": "one source prints it"}.get(
+            number.source.evidence, number.source.evidence
+        ),
     )
     yield "family", number.model.family

@@ -50,6 +50,7 @@
       if (place === column) heading.setAttribute("aria-sort", state.down ? "descending" : "ascending");
       else heading.removeAttribute("aria-sort");
     });
+    table.classList.toggle("sorted", column >= 0);
     if (column < 0) {
       for (const {body, rows} of bodies) body.append(...rows);
       sorted.remove();
