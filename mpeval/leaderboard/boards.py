@@ -73,7 +73,13 @@ def _board(protocol: str, split: str, metric: str, found: list[Number]) -> Board
     sign = -1 if direction == "max" else 1
     order = sorted(
         found,
-        key=lambda one: (not one.ranked, sign * one.metric.value, one.created_at, one.model.name, one.identity()),
+        key=lambda one: (
+            not one.ranked,
+            sign * one.metric.value,
+            one.created_at,
+            one.model.name,
+            one.record_id or one.identity(),
+        ),
     )
     ranked = sum(one.ranked for one in order)
     rows = [_row(one, place if place <= ranked else None) for place, one in enumerate(order, start=1)]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import datetime
 import io
+import math
 import re
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
 from mpeval.leaderboard.boards import Board, Row
@@ -22,11 +23,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MOST_CHARTS = 40
+MOST_CHARTS = 24
 FEWEST = 3
 """Numbers that a chart needs."""
-MOST_POINTS = 150
+MOST_POINTS = 100
 """Best numbers that a chart shows."""
+MOST_NAMES = 12
+"""Of them that are written beside their marks."""
 MOST_LINES = 25
 """Rows of a forest plot."""
 WIDTH = 5.4
@@ -270,18 +273,20 @@ def _value_axis(axes: Axes, board: Board, points: Sequence[Point], which: str = 
         axis.set_major_formatter(lambda value, _: f"{value:,.10g}")
 
 
-def _marks(axes: Axes, points: Sequence[Point], place: Callable[[Point], tuple[Any, Any]], *, bars: str = "") -> None:
+def _marks(axes: Axes, points: Sequence[Point], place: Callable[[Point], tuple[float, float]], bars: str = "") -> None:
     """Draw each kind of point, with `bars` `up` or `across`: measured ones filled circles, reported hollow diamonds."""
     for measured, marker in ((True, "o"), (False, "D")):
         found = [point for point in points if point.measured is measured]
         if not found:
             continue
-        across, up = zip(*map(place, found), strict=True)
         colour = found[0].colour
-        look = {"fmt": marker, "markersize": 5, "color": colour, "markerfacecolor": colour if measured else "none"}
-        errors = ([point.value - point.low for point in found], [point.high - point.value for point in found])
-        errorbars = {"up": {"yerr": errors}, "across": {"xerr": errors}, "": {}}[bars]
-        axes.errorbar(across, up, **errorbars, linewidth=0, elinewidth=1.2, clip_on=False, **look)
+        ends = [end for point in found for end in (point.low, point.high, math.nan)]  # one line, cut after each bar
+        across, up = zip(*map(place, found), strict=True)
+        if bars:
+            beside = [where for where in (across if bars == "up" else up) for _ in range(3)]
+            axes.plot(*((beside, ends) if bars == "up" else (ends, beside)), color=colour, linewidth=1.2)
+        face = colour if measured else "none"
+        axes.plot(across, up, marker, color=colour, markerfacecolor=face, markersize=5, clip_on=False)
 
 
 def _scatter(figure: Figure, board: Board, points: Sequence[Point]) -> None:
@@ -292,7 +297,7 @@ def _scatter(figure: Figure, board: Board, points: Sequence[Point]) -> None:
     sizes = [point.parameters or 1.0 for point in points]
     axes.set_xlim(min(sizes) / 1.6, max(sizes) * 1.6)
     _value_axis(axes, board, points)
-    _marks(axes, points, lambda point: (point.parameters, point.value), bars="up")
+    _marks(axes, points, lambda point: (point.parameters or 1.0, point.value), bars="up")
     axes.xaxis.set_major_formatter(lambda size, _: _size(size))
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(sizes) < 30 * min(sizes) else (1,)))
     axes.xaxis.set_minor_locator(NullLocator())
@@ -340,7 +345,7 @@ def _forest(figure: Figure, board: Board, points: Sequence[Point]) -> None:
     _value_axis(axes, board, points, "x")
 
 
-def _halves(figure: Figure, board: Board, points: Sequence[Point]) -> None:
+def _halves(figure: Figure, _: Board, points: Sequence[Point]) -> None:
     axes = _axes(figure, 4.4)
     middle, upper = [point.middle or 0.0 for point in points], [point.upper or 0.0 for point in points]
     least, most = min(middle + upper), max(middle + upper)
@@ -348,7 +353,7 @@ def _halves(figure: Figure, board: Board, points: Sequence[Point]) -> None:
     axes.set_xlim(least - room, most + room)
     axes.set_ylim(least - room, most + room)
     axes.plot([least - room, most + room], [least - room, most + room], color=INK, linewidth=0.8, linestyle=":")
-    _marks(axes, points, lambda point: (point.middle, point.upper))
+    _marks(axes, points, lambda point: (point.middle or 0.0, point.upper or 0.0))
     axes.set_xlabel("accuracy on middle school questions (%)")
     axes.set_ylabel("on high school questions (%)")
     _name(axes, [(point.name, point.middle or 0.0, point.upper or 0.0) for point in points])
@@ -363,36 +368,36 @@ def _learning(figure: Figure, board: Board, points: Sequence[Point]) -> None:
     for name, colour in zip(names, COLOURS, strict=False):
         run = [point for point in points if point.name == name]
         steps = [point.iteration or 0 for point in run]
-        axes.plot(steps, [point.value for point in run], color=INK if colour == "#000000" else colour, label=name)
-        for point, step in zip(run, steps, strict=True):
-            axes.plot([step, step], [point.low, point.high], color=colour, linewidth=1)
-            axes.plot(step, point.value, "o", color=colour, markersize=4)
+        ink = INK if colour == "#000000" else colour
+        axes.plot(steps, [point.value for point in run], marker="o", markersize=4, color=ink)
+        bars = [end for point in run for end in (point.low, point.high, math.nan)]
+        axes.plot([step for step in steps for _ in range(3)], bars, color=ink, linewidth=1)
     axes.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
     axes.set_xlabel("iteration")
-    axes.legend(loc="best", fontsize=8.5)
+    ends = {point.name: point for point in points}
+    _name(axes, [(name, ends[name].iteration or 0, ends[name].value) for name in names])
 
 
 def _name(axes: Axes, places: Sequence[tuple[str, float, float]]) -> None:
     """Write names beside points, the first ones first, where they hide no other name."""
-    inches = 72 * WIDTH
-    points = axes.transData.transform([(across, up) for _, across, up in places]) * 72 / axes.figure.dpi
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    width, height = 72 * figure.get_size_inches()
+    to_figure = axes.transData - figure.transFigure
     taken: list[tuple[float, float, float, float]] = []
-    for (name, across, up), (x, y) in zip(places, points.tolist(), strict=True):
+    for name, across, up in places[:MOST_POINTS]:
+        x, y = to_figure.transform((across, up)) * (width, height)
         length = 4.6 * len(name)
-        left = x + 6 + length > inches
+        left = x + 6 + length > width
         start = x - 6 - length if left else x + 6
         box = (start, y - 1, start + length, y + 9)
         if start < 0 or any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken):
             continue
         taken.append(box)
-        axes.annotate(
-            name,
-            (across, up),
-            xytext=(-6 if left else 6, 2),
-            textcoords="offset points",
-            ha="right" if left else "left",
-            fontsize=8,
-        )
+        edge = x - 6 if left else x + 6
+        figure.text(edge / width, (y + 2) / height, name, ha="right" if left else "left", fontsize=8)
+        if len(taken) == MOST_NAMES:
+            return
 
 
 # ---- into the page ----

@@ -24,7 +24,7 @@
       family: row.dataset.family || UNKNOWN,
     };
     const more = rows[place + 1];
-    return [{row, more, field, text: `${row.textContent} ${more.textContent}`.toLowerCase(), keys: {}}];
+    return [{row, more, field, text: `${row.textContent} ${more.textContent}`.toLowerCase(), keys: {}, opened: false}];
   }));
   const byId = new Map(items.map((item) => [item.row.id, item]));
 
@@ -79,6 +79,7 @@
       const hide = !(wanted.every(([name, value]) => item.field[name] === value) &&
         words.every((word) => item.text.includes(word)));
       if (item.row.hidden !== hide) item.row.hidden = hide;
+      if (item.opened) item.more.hidden = hide;
       shown += !hide;
     }
     for (const {body, rows} of bodies) body.hidden = Boolean(state.sort) || !rows.some((row) => row.id && !row.hidden);
@@ -91,6 +92,8 @@
   // ---- details ----
 
   function open(item, opened) {
+    item.opened = opened;
+    item.more.hidden = item.row.hidden;
     item.row.classList.toggle("open", opened);
     item.row.querySelector("a[href^='#']").setAttribute("aria-expanded", String(opened));
   }
@@ -179,7 +182,7 @@
     const item = byId.get(event.target.closest("a[href^='#']")?.hash.slice(1));
     if (!item) return;
     event.preventDefault();
-    const opened = !item.row.classList.contains("open");
+    const opened = !item.opened;
     changed(() => { open(item, opened); state.row = opened ? item.row.id : ""; });
   });
   document.documentElement.classList.add("scripted");
