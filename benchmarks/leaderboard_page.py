@@ -18,9 +18,9 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent / "tests" / part) for part in ("", "unit")]
 
-from browser import CHROMIUM, Page, browsing
-from test_leaderboard import record
-from test_page import published
+from browser import CHROMIUM, Page, browsing  # noqa: E402
+from test_leaderboard import record  # noqa: E402
+from test_page import published  # noqa: E402
 
 BOARDS = 20
 ACTIONS = {
@@ -106,7 +106,8 @@ def main() -> None:
                 page.open((root / "rows" / "index.html").as_uri())
                 print(f"{options.rows:,} rows, {width} px wide" + " " * 10 + "handled  laid out, ms")
                 for action in ACTIONS:
-                    print(f"  {action:30} {timings(page, action)[0]:8.0f} {timings(page, action)[1]:9.0f}")
+                    handled, done = timings(page, action)
+                    print(f"  {action:30} {handled:8.0f} {done:9.0f}")
 
 
 if __name__ == "__main__":

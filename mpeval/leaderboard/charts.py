@@ -5,19 +5,16 @@ from __future__ import annotations
 import datetime
 import io
 import math
-import re
 import warnings
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING
-from xml.etree import ElementTree
 
-from mpeval.leaderboard.boards import Board, Row
-from mpeval.leaderboard.records import Record
+from mpeval.leaderboard.boards import Board
+from mpeval.leaderboard.points import Point, flat, point_of, swept
+from mpeval.leaderboard.svg import INK, LINES, inlined
 from mpeval.plot import COLOURS, STYLE
-from mpeval.results import Metric
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,10 +31,6 @@ MOST_LINES = 25
 """Rows of a forest plot."""
 WIDTH = 5.4
 """Inches."""
-INK = "#010203"
-"""Stands for the page's colour of text until the picture is in it."""
-LINES = "#040506"
-"""Likewise for the lines of the grid."""
 LOOK = {
     "text.color": INK,
     "axes.labelcolor": INK,
@@ -52,8 +45,6 @@ LOOK = {
 }
 SPREAD = 20
 """From how many times the least value on the axis of values is logarithmic."""
-LONGEST = 30
-"""Characters of a name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,30 +53,6 @@ class Chart:
 
     svg: str
     caption: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Point:
-    """What of a number can be drawn; accuracies in percent."""
-
-    name: str
-    rank: str
-    value: float
-    low: float
-    high: float
-    """Equal to the value where there is no interval."""
-    parameters: float | None
-    date: datetime.date | None
-    measured: bool
-    iteration: int | None
-    middle: float | None
-    upper: float | None
-    """Accuracy on RACE's high part."""
-
-    @property
-    def colour(self) -> str:
-        """The colour of its kind."""
-        return COLOURS[0] if self.measured else COLOURS[1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,14 +111,14 @@ def _chart(board: Board, plan: Plan, name: str) -> Chart:
 
 
 def _plans(board: Board) -> list[Plan]:
-    ranked = [_point(row) for row in board.rows if row.rank is not None][:MOST_POINTS]
+    ranked = [point_of(row) for row in board.rows if row.rank is not None][:MOST_POINTS]
     title = f"{board.title} {board.split}, {board.metric} under {board.protocol}"
     best = f"best: {ranked[0].name} with {board.rows[0].cells['value']}" if ranked else ""
     sized = [point for point in ranked if point.parameters]
     dated = sorted((point for point in ranked if point.date), key=lambda point: point.date or datetime.date.min)
     parts = [point for point in ranked if point.middle is not None and point.upper is not None]
     barred = [point for point in ranked if point.low < point.high][:MOST_LINES]
-    swept = _swept(board)
+    curves = swept(board, FEWEST)
     plans = [
         Plan(
             points=sized,
@@ -186,56 +153,14 @@ def _plans(board: Board) -> list[Plan]:
             caption="Middle school against high school questions; on the line both are equally hard",
         ),
         Plan(
-            points=swept,
+            points=curves,
             draw=_learning,
             height=3.4,
-            alternative=f"{title}, over training: {', '.join(sorted({point.name for point in swept}))}",
+            alternative=f"{title}, over training: {', '.join(sorted({point.name for point in curves}))}",
             caption="Learning curve: checkpoints of one training run",
         ),
     ]
     return [plan for plan in plans if plan and len(plan.points) >= FEWEST]
-
-
-def _swept(board: Board) -> list[Point]:
-    """Return the numbers of models that have several iterations, flagged ones too: each is compared with itself."""
-    runs: dict[str, dict[int, Point]] = defaultdict(dict)
-    for row in board.rows:
-        point = _point(row)
-        if point.iteration is not None:
-            runs[point.name].setdefault(point.iteration, point)
-    long = {name: run for name, run in sorted(runs.items()) if len(run) >= FEWEST}
-    return [run[iteration] for run in list(long.values())[: len(COLOURS)] for iteration in sorted(run)]
-
-
-def _point(row: Row) -> Point:
-    entry = row.entry
-    metric, measured = entry.metric, isinstance(entry, Record)
-    value = _shown(metric, metric.value)
-    barred = metric.low is not None and metric.high is not None
-    others = {other.name: _shown(other, other.value) for other in entry.other_metrics}
-    return Point(
-        name=_flat(entry.model.name),
-        rank=row.cells["rank"],
-        value=value,
-        low=_shown(metric, metric.low) if barred else value,
-        high=_shown(metric, metric.high) if barred else value,
-        parameters=entry.model.parameters or None,
-        date=datetime.date.fromisoformat(entry.date) if entry.date else None,
-        measured=measured,
-        iteration=entry.model.iteration if measured and not entry.members else None,
-        middle=others.get("accuracy_middle"),
-        upper=others.get("accuracy_high"),
-    )
-
-
-def _shown(metric: Metric, value: float) -> float:
-    return 100 * value if metric.unit == "proportion" else value
-
-
-def _flat(text: str) -> str:
-    """Return a name as one short line of printable characters, which is all that SVG can hold."""
-    plain = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
-    return plain if len(plain) <= LONGEST else plain[: LONGEST - 1] + "…"
 
 
 # ---- how it is drawn ----
@@ -249,7 +174,7 @@ def _axes(figure: Figure, height: float, left: float = 0.13) -> Axes:
 
 def _unit(board: Board) -> str:
     percent = " (%)" if board.rows[0].entry.metric.unit == "proportion" else ""
-    return f"{_flat(board.metric)}{percent}, {board.arrow}"
+    return f"{flat(board.metric)}{percent}, {board.arrow}"
 
 
 def _value_axis(axes: Axes, board: Board, points: Sequence[Point], which: str = "y") -> None:
@@ -398,56 +323,3 @@ def _name(axes: Axes, places: Sequence[tuple[str, float, float]]) -> None:
         figure.text(edge / width, (y + 2) / height, name, ha="right" if left else "left", fontsize=8)
         if len(taken) == MOST_NAMES:
             return
-
-
-# ---- into the page ----
-
-_NAMESPACE = re.compile(r"\{.*\}")
-_DECIMALS = re.compile(r"-?\d+\.\d{3,}")
-_OWN_COLOURS = {INK: {"": "currentColor"}, LINES: {"": "currentColor", "-opacity": "0.15"}}
-
-
-def inlined(svg: str, name: str, alternative: str) -> str:
-    """Return a picture of matplotlib's as an element of an HTML page.
-
-    Styles become attributes, since the page's policy forbids them; colours of text become the page's own; ids are
-    distinct from those of other pictures; what screen readers say is `alternative`.
-    """
-    root = ElementTree.fromstring(svg)
-    for parent in list(root.iter()):
-        for child in list(parent):
-            if _NAMESPACE.sub("", child.tag) in {"metadata", "style", "clipPath"}:
-                parent.remove(child)
-    used = {value for element in root.iter() for key, value in element.attrib.items() if key.endswith("href")}
-    names = {target: f"#{name}-{number}" for number, target in enumerate(sorted(used))}
-    for element in root.iter():
-        element.tag = _NAMESPACE.sub("", element.tag)
-        attributes = {_NAMESPACE.sub("", key): value for key, value in element.attrib.items() if key != "clip-path"}
-        attributes |= dict(_presentation(attributes.pop("style", "")))
-        identity = names.get(f"#{attributes.pop('id', '')}")
-        attributes |= {"id": identity[1:]} if identity else {}
-        attributes |= {"href": names[attributes["href"]]} if "href" in attributes else {}
-        element.attrib = {key: _DECIMALS.sub(_shorter, value) for key, value in attributes.items()}
-        element.tail = None
-    view = root.attrib["viewBox"]
-    root.attrib = {"viewBox": view, "role": "img", "aria-label": " ".join(alternative.split())}
-    return ElementTree.tostring(root, encoding="unicode")
-
-
-def _shorter(number: re.Match[str]) -> str:
-    return f"{float(number[0]):.2f}".rstrip("0").rstrip(".")
-
-
-def _presentation(style: str) -> Sequence[tuple[str, str]]:
-    """Return the attributes that say what a `style` does."""
-    found: list[tuple[str, str]] = []
-    for declaration in style.split(";"):
-        key, _, value = (part.strip() for part in declaration.partition(":"))
-        if key == "font":
-            size = re.search(r"([\d.]+)px", value)
-            found += [("font-size", size[1])] if size else []
-        elif value in _OWN_COLOURS:
-            found += [(key + suffix, said) for suffix, said in _OWN_COLOURS[value].items()]
-        elif key:
-            found.append((key, value))
-    return found

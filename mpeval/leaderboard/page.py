@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import gc
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 
@@ -62,6 +64,19 @@ class Known:
     protocols: dict[str, Protocol]
 
 
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Keep Python from looking for garbage while very many objects are made that all stay: it takes as long as they."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+@uncollected()
 def html(content: Sequence[Board]) -> str:
     """Return the page of `content`, the same for the same boards.
 
@@ -132,17 +147,24 @@ def _id(row: Row, taken: Counter[str]) -> str:
 
 def _shown(row: Row, protocol: Protocol | None, name: str) -> Shown:
     entry = row.entry
-    measured = isinstance(entry, Record)
-    own = _of_measured(entry, row) if measured else _of_reported(entry)
+    if isinstance(entry, Record):
+        # a protocol scores models of one family, which a record does not name
+        family = protocol.family.upper() if protocol else ""
+        source, url, locator = f"mpeval {entry.mpeval_version}", "", ""
+        own = _of_measured(entry, row)
+    else:
+        family = entry.model.family
+        source, url, locator = entry.source.title, entry.source.url, entry.source.locator
+        own = _of_reported(entry)
     shared = _of_both(row, protocol)
     return Shown(
         id=name,
         cells=row.cells,
         ranked=row.rank is not None,
-        family=(protocol.family.upper() if protocol else "") if measured else entry.model.family,
-        source=f"mpeval {entry.mpeval_version}" if measured else entry.source.title,
-        url="" if measured else entry.source.url,
-        locator="" if measured else entry.source.locator,
+        family=family,
+        source=source,
+        url=url,
+        locator=locator,
         date=entry.date,
         details=tuple((term, text) for term, text in (*shared, *own, ("record", entry.record_id)) if text),
     )

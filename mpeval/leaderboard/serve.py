@@ -35,6 +35,11 @@ def serve(page: str, port: int, said: Callable[[str], object]) -> None:
             return
 
 
+def _names(address: Any) -> set[str]:
+    """Return what a request may call the server at `address`."""
+    return {f"{host}:{address[1]}" for host in (HOST, "localhost")}
+
+
 def _handler(page: bytes) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         """Answers with the page, and only to who asks for this machine by its name.
@@ -52,8 +57,7 @@ def _handler(page: bytes) -> type[BaseHTTPRequestHandler]:
             self._answer(body=False)
 
         def _answer(self, *, body: bool) -> None:
-            port = self.server.server_address[1]
-            if self.headers.get("Host") not in {f"{HOST}:{port}", f"localhost:{port}"}:
+            if self.headers.get("Host") not in _names(self.server.server_address):
                 self.send_error(421)
             elif self.path.partition("?")[0] not in PATHS:
                 self.send_error(404)

@@ -17,11 +17,12 @@ from test_leaderboard import HOSTILE, MEMBERS, SEEDS, TRAINING, metric_of, recor
 
 from mpeval.errors import UsageError
 from mpeval.leaderboard.boards import boards
-from mpeval.leaderboard.charts import FEWEST, MOST_CHARTS, charts, inlined
+from mpeval.leaderboard.charts import FEWEST, MOST_CHARTS, charts
 from mpeval.leaderboard.page import html, policy
 from mpeval.leaderboard.records import Record
 from mpeval.leaderboard.reported import Reported, ReportedModel, Source, reported
 from mpeval.leaderboard.serve import server
+from mpeval.leaderboard.svg import inlined
 
 RIGHT_TO_LEFT = "\u202emodel\u200f"
 NAMES = (*HOSTILE, RIGHT_TO_LEFT, "=cmd()", "100 % $x_1^2$ #\\&", "x" * 200, "日本語 \x07 bell", "</script></style>")
