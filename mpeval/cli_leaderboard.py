@@ -160,3 +160,17 @@ def leaderboard_power(
             count = items_needed(effect / 100, accuracy=accuracy, correlation=shared, power=power)
             needed[f"items needed for {effect:g} points, {what}"] = count
     power_table(protocol or "a set", found, needed)
+
+
+@leaderboard_app.command("serve")
+def leaderboard_serve(
+    store: StoresOption = None,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port on 127.0.0.1 (0: any that is free).")] = 0,
+) -> None:
+    """Show the HTML page in a browser of this machine until Ctrl-C."""
+    from mpeval.leaderboard.boards import boards
+    from mpeval.leaderboard.page import html
+    from mpeval.leaderboard.serve import serve
+    from mpeval.leaderboard.store import default_stores, read
+
+    serve(html(boards(read(*(store or default_stores())))), port, lambda url: typer.echo(f"{url} (Ctrl-C ends)"))

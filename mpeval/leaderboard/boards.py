@@ -92,7 +92,13 @@ def _board(protocol: str, split: str, metric: str, found: list[Number]) -> Board
     sign = -1 if direction == "max" else 1
     order = sorted(
         found,
-        key=lambda one: (not one.ranked, sign * one.metric.value, one.created_at, one.model.name, one.identity()),
+        key=lambda one: (
+            not one.ranked,
+            sign * one.metric.value,
+            one.created_at,
+            one.model.name,
+            one.record_id or one.identity(),
+        ),
     )
     ranges = iter(_ranges([one for one in order if one.ranked]))
     rows = [_row(one, place, next(ranges, None)) for place, one in enumerate(order, start=1)]
@@ -152,7 +158,7 @@ def _row(number: Number, place: int, ranks: tuple[int, int] | None) -> Row:
         "rank": "-" if ranks is None else "-".join(map(str, dict.fromkeys(ranks))),
         "kind": number.kind,
         "model": model.name,
-        "parameters": f"{model.parameters / 1e6:,.1f}M" if model.parameters else "",
+        "parameters": _size(model.parameters) if model.parameters else "",
         "interval": show_interval(number.metric),
         "n": f"{number.n:,}" if number.n else "",
         "flags": ", ".join(number.flags),
@@ -160,6 +166,10 @@ def _row(number: Number, place: int, ranks: tuple[int, int] | None) -> Row:
     }
     own = _measured(number) if isinstance(number, Record) else _reported(number)
     return Row(entry=number, rank=place if ranks else None, ranks=ranks, cells=shared | own)
+
+
+def _size(parameters: float) -> str:
+    return f"{parameters / 1e6:,.1f}M" if parameters < 1e9 else f"{parameters / 1e9:,.4g}B"
 
 
 def _measured(record: Record) -> dict[str, str]:

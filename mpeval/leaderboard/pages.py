@@ -13,12 +13,13 @@ from mpeval.leaderboard.boards import Board, boards
 from mpeval.leaderboard.exports import delimited, eee, harness, hub, latex, papers, table_json
 from mpeval.leaderboard.exports.export import Export
 from mpeval.leaderboard.markdown import page as markdown
+from mpeval.leaderboard.page import html
 from mpeval.leaderboard.store import read
 
 Renderer = Callable[[list[Board]], Export]
 FORMATS: dict[str, Renderer] = {
     "md": lambda content: Export(files={"README.md": markdown(content)}),
-    "html": lambda content: Export(files={"index.html": _html(content)}),
+    "html": lambda content: Export(files={"index.html": html(content)}),
     "csv": delimited.export,
     "tex": latex.export,
     "json": table_json.export,
@@ -114,12 +115,3 @@ def _remove_earlier(output: Path, export: Export) -> None:
                 path.unlink()
         except OSError as error:
             raise unwritable(path, error) from error
-
-
-def _html(content: list[Board]) -> str:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("mpeval"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("leaderboard.html").render(boards=content)

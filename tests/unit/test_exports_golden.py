@@ -23,7 +23,7 @@ accuracy, higher is better
 
 | rank | kind | model | parameters | value | 95 % interval | n | shots | flags | date | source |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
-| 1 | reported | Megatron-LM 8.3B | 8,300.0M | 66.51 % | 65.21 % - 67.79 % | 5,153 | 0 | unattainable | 2019-09-17 \
+| 1 | reported | Megatron-LM 8.3B | 8.3B | 66.51 % | 65.21 % - 67.79 % | 5,153 | 0 | unattainable | 2019-09-17 \
 | {TITLE}, Table 3 |
 
 ## RACE test: race/megatron
@@ -42,7 +42,7 @@ adjusted perplexity, lower is better
 
 | rank | kind | model | parameters | value | 95 % interval | n | shots | flags | date | source |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
-| 1 | reported | Megatron-LM 8.3B | 8,300.0M | 10.81 |  |  | 0 |  | 2019-09-17 | {TITLE}, Table 3 |
+| 1 | reported | Megatron-LM 8.3B | 8.3B | 10.81 |  |  | 0 |  | 2019-09-17 | {TITLE}, Table 3 |
 
 A rank is a range where 95 % intervals overlap, which may hide a difference that a paired test would show.
 Rows without one are flagged: they did not measure the whole published benchmark.

@@ -193,11 +193,11 @@ def test_only_parallel_and_launch_know_of_torch_distributed() -> None:
     [
         ("rich", {"report.py"}),
         ("datasets", {"corpus/readers.py", "data.py"}),
-        ("jinja2", {"leaderboard/pages.py"}),
+        ("jinja2", {"leaderboard/page.py"}),
         ("yaml", {"leaderboard/exports/card.py", "leaderboard/exports/hub.py", "leaderboard/importing/documents.py"}),
         ("huggingface_hub", {"leaderboard/exports/push.py", "leaderboard/importing/hub.py"}),
         ("tokenizers", {"tokenizer.py"}),
-        ("matplotlib", {"plot.py"}),
+        ("matplotlib", {"plot.py", "leaderboard/charts.py"}),
         ("numba", {"corpus/compiled.py"}),
         (
             "lm_eval",
@@ -245,7 +245,7 @@ def test_a_wheel_puts_only_mpeval_into_site_packages(wheel: zipfile.ZipFile) -> 
 def test_a_wheel_holds_every_module_and_template(wheel: zipfile.ZipFile) -> None:
     held = set(wheel.namelist())
     assert {f"mpeval/{module}" for module in MODULES} <= held
-    assert "mpeval/templates/leaderboard.html" in held
+    assert {f"mpeval/templates/leaderboard.{kind}" for kind in ("html", "css", "js")} <= held
     assert not any("__pycache__" in name or name.endswith(".pyc") for name in held)
 
 
