@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from mpeval.errors import DataError, suggest
+from mpeval.leaderboard.published import card_of
 from mpeval.leaderboard.ranking import rank_ranges
 from mpeval.leaderboard.records import Record
 from mpeval.leaderboard.reported import Reported
@@ -69,7 +70,14 @@ def boards(numbers: Sequence[Number]) -> list[Board]:
     groups: dict[tuple[str, str, str], list[Number]] = defaultdict(list)
     for number in numbers:
         groups[number.protocol, number.part, number.metric.name].append(number)
-    return [_board(*key, found) for key, found in sorted(groups.items(), key=lambda group: group[0])]
+    return [_board(*key, groups[key]) for key in sorted(groups, key=lambda key: (_place(key[0]), key))]
+
+
+def _place(protocol: str) -> tuple[str, bool]:
+    """Sort by task, and within one those protocols first that mpeval itself has."""
+    task = protocol.partition("/")[0]
+    card = card_of(task)
+    return task, card is None or all(known.id != protocol for known in card.protocols)
 
 
 def under(content: Sequence[Board], names: Sequence[str]) -> list[Board]:
