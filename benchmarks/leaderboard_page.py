@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent / "tests" / part) for part in ("", "unit")]
 
 from browser import CHROMIUM, Page, browsing  # noqa: E402
-from test_leaderboard import record  # noqa: E402
+from recorded import record  # noqa: E402
 from test_page import published  # noqa: E402
 
 BOARDS = 20

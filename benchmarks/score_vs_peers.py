@@ -1,14 +1,14 @@
 """Zero-shot scoring against lm-eval's `hf` backend, a transformers loop and CTranslate2: same weights, interleaved.
 
 Run: `python benchmarks/score_vs_peers.py --data DIR --tokenizer DIR [--works lambada piqa ...] [--rounds 5]
-[--dtype float32] [--tp]`.
+[--dtype float32] [--tp] [--alone]`.
 
 A GPT-2-small-size model (12 layers, hidden 768, 50,257 tokens) of random weights is written through the Megatron
 layout, opened by mpeval, and the same tensors go to the others.  All score the same token ids of real rows, so
 tokenization is not in it; contenders alternate, and medians are printed beside the share of what the machine's matrix
 products of the model's own shapes would take for the tokens and targets that have to be computed.  lm-eval runs at the
 batch size that was best in a trial.  CTranslate2 takes part in fp32 where its package is installed.  `--tp` adds two
-ranks of one thread.
+ranks of one thread, `--alone` leaves out the peers.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -185,11 +186,11 @@ def _rank(rank: int, folder: Path, dtype: str, requests: Sequence[Request], stor
 
 
 def contenders(
-    options: argparse.Namespace, work: Work, requests: list[Request], model: GPT, theirs: Any
+    options: argparse.Namespace, work: Work, requests: list[Request], theirs: Any
 ) -> dict[str, Callable[[], Any]]:
-    """Return everything that scores the requests, lm-eval at the batch size that is best in one trial each."""
+    """Return the peers that score the requests, lm-eval at the batch size that is best in one trial each."""
     pairs: list[Pair] = [(list(request.context), list(request.target)) for request in requests]
-    found: dict[str, Callable[[], Any]] = {"mpeval": lambda: score(model, requests)}
+    found: dict[str, Callable[[], Any]] = {}
     if work.harness:
         some = pairs[:: max(1, len(pairs) // TRIAL)]
         trial = {size: timed(harness(theirs, some, size, SMALL.context))[0] for size in BATCH_SIZES}
@@ -236,6 +237,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--tp", action="store_true", help="also two ranks of one thread each")
+    parser.add_argument("--alone", action="store_true", help="no peers: mpeval against itself, with --tp")
     options = parser.parse_args()
     print(f"GPT-2-small size, random weights; torch {torch.__version__}, {torch.get_num_threads()} threads,")
     print(f"{os.cpu_count()} cores, {platform.machine()}; medians of {options.rounds} interleaved rounds")
@@ -249,7 +251,9 @@ def main() -> None:
         for name in options.works:
             work = WORKS[name]
             requests = requests_of(work, options.data, options.tokenizer)
-            runs = contenders(options, work, requests, model, theirs)
+            runs = {"mpeval": partial(score, model, requests)}
+            if not options.alone:
+                runs |= contenders(options, work, requests, theirs)
             ranks = Ranks(folder, options.dtype, requests) if options.tp else None
             if ranks is not None:
                 runs["mpeval, tp 2"] = ranks

@@ -18,6 +18,8 @@ from mpeval import (
     cli_finetune,
     cli_harness,
     cli_leaderboard,
+    cli_reported,  # noqa: F401  # it adds to the commands of the leaderboard
+    cli_store,  # noqa: F401  # and so does it
     cli_train,
 )
 from mpeval.cli_options import (

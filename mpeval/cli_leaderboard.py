@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from mpeval.cli_options import StoresOption
+from mpeval.cli_options import JsonOption, StoresOption
 
 leaderboard_app = typer.Typer(no_args_is_help=True, help="Show and publish recorded results.", rich_markup_mode=None)
 
 
 @leaderboard_app.command("show")
-def leaderboard_show(store: StoresOption = None) -> None:
+def leaderboard_show(
+    protocol: Annotated[
+        list[str] | None, typer.Option("--protocol", help="Only boards under TASK/PROTOCOL, or those of TASK.")
+    ] = None,
+    store: StoresOption = None,
+    json_: JsonOption = False,
+) -> None:
     """Print every board, best first."""
-    from mpeval.leaderboard.boards import boards
+    from mpeval.leaderboard.boards import boards, under
+    from mpeval.leaderboard.exports.export import pretty
+    from mpeval.leaderboard.exports.table_json import document
     from mpeval.leaderboard.store import default_stores, read
     from mpeval.report import table
 
-    for board in boards(read(*(store or default_stores()))):
+    content = under(boards(read(*(store or default_stores()))), protocol or ())
+    if json_:
+        typer.echo(pretty(document(content)), nl=False)
+        return
+    for board in content:
         columns = board.terminal_columns
         rows = [[row.cells[column] for column in columns] for row in board.rows]
         title = f"{board.title}, {board.split}: {board.metric} under {board.protocol}, {board.arrow}"
@@ -28,15 +43,123 @@ def leaderboard_show(store: StoresOption = None) -> None:
 
 @leaderboard_app.command("publish")
 def leaderboard_publish(
-    output: Annotated[Path, typer.Option("--output", help="Folder for README.md and index.html.")],
+    output: Annotated[Path | None, typer.Option("--output", help="Folder for the files.")] = None,
     store: StoresOption = None,
+    formats: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            help="Some of md, html, csv, tex, json, pwc, model-index, eval-results, eee, lm-eval, by commas "
+            "(default: md,html).",
+        ),
+    ] = None,
+    siunitx: Annotated[
+        bool, typer.Option("--siunitx", help="LaTeX: numbers with errors in siunitx's columns.")
+    ] = False,
+    model: Annotated[
+        list[str] | None, typer.Option("--model", help="Only rows of this model, again for each more (default: all).")
+    ] = None,
+    readme: Annotated[
+        Path | None, typer.Option("--readme", help="Markdown file to replace the boards in, between its two markers.")
+    ] = None,
+    push_to_hub: Annotated[
+        str | None,
+        typer.Option("--push-to-hub", help="Hugging Face repository to put rows of --model into the card of."),
+    ] = None,
 ) -> None:
-    """Write the leaderboard as a Markdown page and one self-contained HTML page."""
-    from mpeval.leaderboard.pages import publish
-    from mpeval.leaderboard.store import default_stores
+    """Write the leaderboard as pages, and in the formats of others."""
+    from mpeval.errors import UsageError
+    from mpeval.leaderboard.boards import boards
+    from mpeval.leaderboard.markdown import replace_between_markers
+    from mpeval.leaderboard.pages import DEFAULT, of_models, publish
+    from mpeval.leaderboard.store import default_stores, read
 
-    for path in publish(store or default_stores(), output):
-        typer.echo(f"wrote {path}")
+    if not (output or readme or push_to_hub):
+        raise UsageError("nowhere to publish to", "give a folder by `--output`, or a Markdown file by `--readme`")
+    if push_to_hub and not model:
+        raise UsageError("`--push-to-hub` is about the models of one card", "name them by `--model`")
+    if not output and (formats is not None or siunitx):
+        raise UsageError("`--format` and `--siunitx` are about files in a folder", "give the folder by `--output`")
+    stores, models = store or default_stores(), model or []
+    if readme:
+        replace_between_markers(readme, of_models(boards(read(*stores)), models))
+        typer.echo(f"wrote {readme}")
+    if push_to_hub:
+        from mpeval.leaderboard.exports.push import push
+
+        commit = push(of_models(boards(read(*stores)), models), push_to_hub)
+        typer.echo(f"pushed {commit}" if commit else f"the model card of {push_to_hub} has these results already")
+    if output:
+        chosen = DEFAULT if formats is None else [name.strip() for name in formats.split(",") if name.strip()]
+        written = publish(stores, output, chosen, models=models, siunitx=siunitx, say=typer.echo)
+        folders = Counter(path.relative_to(output).parts[0] for path in written if path.parent != output)
+        for path in written:
+            if path.parent == output:
+                typer.echo(f"wrote {path}")
+        for folder, count in folders.items():
+            typer.echo(f"wrote {count} file{'s' * (count != 1)} below {output / folder}")
+
+
+@leaderboard_app.command("compare")
+def leaderboard_compare(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN RUN...", help="Output folders of `mpeval evaluate`, or samples.jsonl.")
+    ],
+    protocol: Annotated[
+        list[str] | None, typer.Option("--protocol", help="Compare only under TASK/PROTOCOL, or those of TASK.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Test whether runs differ, item by item, under every protocol that both of a pair have.
+
+    Items are joined by id, and runs on other items, data or versions of a protocol are refused. Differences of accuracy
+    have errors clustered by passage, ratios of perplexity those of documents; Holm's correction is for all rows.
+    """
+    from mpeval.leaderboard import versus
+
+    command = shlex.join(["mpeval", *sys.argv[1:]])
+    versus.run(versus.Options(runs=tuple(runs), protocols=tuple(protocol or ()), json=as_json, command=command))
+
+
+@leaderboard_app.command("power")
+def leaderboard_power(
+    protocol: Annotated[
+        str | None, typer.Option("--protocol", help="TASK/PROTOCOL, for its published number of items.")
+    ] = None,
+    items: Annotated[
+        int | None, typer.Option("--n", help="Number of items, in the place of the published one.")
+    ] = None,
+    accuracy: Annotated[
+        float, typer.Option("--accuracy", help="About the accuracy of both models, a proportion.")
+    ] = 0.7,
+    effect: Annotated[
+        float | None, typer.Option("--effect", help="Difference in points for which to say the items needed.")
+    ] = None,
+    correlation: Annotated[
+        float, typer.Option("--correlation", help="Of the two models' right answers on the same items.")
+    ] = 0.5,
+    power: Annotated[float, typer.Option("--power", help="Probability of finding such a difference.")] = 0.8,
+) -> None:
+    """Say how small a difference a benchmark can show, at a level of 5 %.
+
+    Here:     mpeval leaderboard power --protocol race/lm-eval --accuracy 0.54
+
+    Or size:  mpeval leaderboard power --n 1000 --effect 1
+    """
+    from mpeval.errors import UsageError
+    from mpeval.leaderboard.power import items_needed, items_of, resolution
+    from mpeval.report import power_table
+
+    if protocol is None and items is None:
+        raise UsageError("there is no number of items", "give `--protocol TASK/PROTOCOL`, or `--n ITEMS`")
+    published = items_of(protocol) if protocol else 0
+    found = resolution(published if items is None else items, accuracy=accuracy, correlation=correlation, power=power)
+    needed = {}
+    if effect is not None:
+        for what, shared in (("measured apart", 0.0), ("on the same items", correlation)):
+            count = items_needed(effect / 100, accuracy=accuracy, correlation=shared, power=power)
+            needed[f"items needed for {effect:g} points, {what}"] = count
+    power_table(protocol or "a set", found, needed)
 
 
 @leaderboard_app.command("serve")

@@ -19,7 +19,7 @@ from mpeval.data import Data, load_data
 from mpeval.errors import CheckpointError, UsageError
 from mpeval.finetuned import Finetuned, read_finetuned
 from mpeval.items import Item
-from mpeval.journal import Journal
+from mpeval.journal import SAMPLES_FILE, Journal
 from mpeval.leaderboard.records import records_of
 from mpeval.leaderboard.store import append, check_store
 from mpeval.parallel.group import broadcast_object
@@ -336,6 +336,8 @@ def publish(results: RunResults, options: Options) -> None:
     if not options.quiet:
         results_table(results, stderr=options.json)
     if options.record:
-        recorded(append(options.record, records_of(results)), options.record, stderr=options.json)
+        samples = options.output / SAMPLES_FILE if options.output else options.from_predictions
+        found = records_of(results, samples, options.record)
+        recorded(append(options.record, found), options.record, stderr=options.json)
     if options.output and not options.quiet:
         line(f"results and samples are in {options.output}", stderr=options.json)

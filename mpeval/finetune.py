@@ -6,8 +6,9 @@ The path of one step: `cli_finetune.finetune` -> `finetune.run` -> `loop.fit` ->
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,18 +23,19 @@ from mpeval.finetuned import (
     Finetuned,
     Seeds,
     read_finetuned,
+    selected,
     spread_of,
     write_finetuned,
 )
 from mpeval.folders import write_atomically
-from mpeval.journal import RESULTS_FILE
+from mpeval.journal import RESULTS_FILE, SAMPLES_FILE
 from mpeval.leaderboard.records import records_of
 from mpeval.leaderboard.store import append
 from mpeval.parallel.group import broadcast_object
 from mpeval.predictions.members import read_results
 from mpeval.provenance import digest_of, name_of_run
 from mpeval.recipe import Recipe
-from mpeval.results import RunResults, SeedSpread, TrainingInfo
+from mpeval.results import RunResults, TrainingInfo
 from mpeval.running import opening, saved_state, say_stopped, start, take_folder, train_shown
 from mpeval.tasks.base import Task
 
@@ -77,14 +79,14 @@ def finetune_seeds(made: Plan, options: Options, group: Group) -> None:
     chosen = next(folder for folder, run in runs.items() if run.training.seed == seeds.chosen)
     test = _test_results(made, chosen, options, group) if options.seeds > 1 else None
     if group.world.rank == 0:
-        results = [_results_in(folder / EVALUATIONS / run.dev_split) for folder, run in runs.items()]
+        folders = [folder / EVALUATIONS / run.dev_split for folder, run in runs.items()]
+        folders += [chosen / EVALUATIONS / test.results[0].split] if test else []
+        results = {folder: _results_in(folder) for folder in folders}
         if options.seeds > 1:
             write_atomically(options.output / SEEDS_FILE, seeds.to_json())
-            results = [
-                _selected(found, seeds.spread) if folder == chosen else found
-                for folder, found in zip(runs, results, strict=True)
-            ]
-            results += [_selected(test, seeds.spread)] if test else []
+            results |= {
+                folder: selected(results[folder], seeds.spread) for folder in folders if folder.is_relative_to(chosen)
+            }
         _publish(results, runs, seeds, options)
 
 
@@ -325,16 +327,13 @@ def _results_in(evaluation: Path) -> RunResults:
     return read_results(evaluation / RESULTS_FILE, f"remove `{evaluation.parents[1]}` and train it again")
 
 
-def _selected(results: RunResults, spread: SeedSpread) -> RunResults:
-    """Return results with the rule by which their run was chosen among seeds."""
-    assert results.training is not None
-    rule = f"{spread.split} median of {len(spread.seeds)} seeds"
-    training = results.training.model_copy(update={"selection": rule})
-    return results.model_copy(update={"training": training, "seeds": spread})
+def _publish(
+    results: Mapping[Path, RunResults], runs: Mapping[Path, Finetuned], seeds: Seeds, options: Options
+) -> None:
+    """Draw loss curves, print the results that are reported, and append all of them to a leaderboard if asked to.
 
-
-def _publish(results: Sequence[RunResults], runs: Mapping[Path, Finetuned], seeds: Seeds, options: Options) -> None:
-    """Draw loss curves, print the results that are reported, and append all of them to a leaderboard if asked to."""
+    `results` are by the folders of their evaluations.
+    """
     from mpeval.plot import plot
     from mpeval.report import line, recorded, results_table
 
@@ -342,14 +341,15 @@ def _publish(results: Sequence[RunResults], runs: Mapping[Path, Finetuned], seed
     if not options.quiet:
         if len(runs) > 1:
             _seeds_table(runs, seeds)
-        for found in results:
+        for found in results.values():
             if len(runs) == 1 or found.seeds:
                 results_table(found)
         line(f"checkpoint{'s' * (options.seeds > 1)}, metrics and predictions are in {options.output}")
         for paths in drawn:
             line(f"loss curve {', '.join(str(path) for path in paths)}")
     if options.record:
-        recorded(append(options.record, [record for found in results for record in records_of(found)]), options.record)
+        records = [records_of(found, folder / SAMPLES_FILE, options.record) for folder, found in results.items()]
+        recorded(append(options.record, [*chain.from_iterable(records)]), options.record)
 
 
 def _seeds_table(runs: Mapping[Path, Finetuned], seeds: Seeds) -> None:

@@ -6,14 +6,15 @@ import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import ValidationError
 
 from mpeval.errors import DataError
 from mpeval.folders import write_atomically
-from mpeval.results import Document, Metric, SeedSpread, Strict, TrainingInfo
+from mpeval.results import Document, Metric, RunResults, SeedSpread, Strict, TrainingInfo
 
+D = TypeVar("D", bound=Document)
 FILE = "finetune.json"
 SEEDS_FILE = "seeds.json"
 EVALUATIONS = "evaluations"
@@ -75,12 +76,24 @@ def read_finetuned(folder: Path) -> Finetuned | None:
     Raises:
         DataError: it is damaged.
     """
-    path = folder / FILE
+    return _read(folder / FILE, Finetuned)
+
+
+def read_seeds(folder: Path) -> Seeds | None:
+    """Read the `seeds.json` of several runs; None where there is none.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    return _read(folder / SEEDS_FILE, Seeds)
+
+
+def _read(path: Path, kind: type[D]) -> D | None:
     if not path.is_file():
         return None
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-        return Finetuned(schema_=raw.pop("schema"), **raw)
+        return kind(schema_=raw.pop("schema"), **raw)
     except (ValueError, ValidationError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"`{path}` is damaged: {str(error).splitlines()[0]}", "restore the file; the run's weights are not affected"
@@ -108,3 +121,11 @@ def spread_of(runs: Sequence[Finetuned]) -> Seeds:
         highest=max(values),
     )
     return Seeds(spread=spread, values=values, chosen=runs[chosen].training.seed)
+
+
+def selected(results: RunResults, spread: SeedSpread) -> RunResults:
+    """Return results with the rule by which their run was chosen among seeds."""
+    assert results.training is not None
+    rule = f"{spread.split} median of {len(spread.seeds)} seeds"
+    training = results.training.model_copy(update={"selection": rule})
+    return results.model_copy(update={"training": training, "seeds": spread})

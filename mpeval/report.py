@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from mpeval.results import Comparison, EnsembleResults, Metric, RunResults
+from mpeval.results import Comparison, ComparisonResults, EnsembleResults, Metric, RunResults, Verdict
+
+if TYPE_CHECKING:
+    from mpeval.leaderboard.power import Power
+
+if TYPE_CHECKING:
+    from mpeval.leaderboard.importing.pipeline import Imported
 
 Rows = Sequence[Sequence[str]]
 
@@ -68,15 +74,23 @@ def byte_progress(title: str, total: int, *, shown: bool = True) -> Iterator[Cal
         yield lambda count: advance(count, count)
 
 
-def table(title: str, columns: Sequence[str], rows: Rows, *, right: Sequence[str] = (), stderr: bool = False) -> None:
-    """Print a table; cells are plain text, never markup."""
-    made = Table(title=Text(title) if title else None, title_justify="left")
+def table(
+    title: str,
+    columns: Sequence[str],
+    rows: Rows,
+    *,
+    right: Sequence[str] = (),
+    ruled: bool = False,
+    stderr: bool = False,
+) -> None:
+    """Print a table, with `ruled` a line between rows; cells are plain text, never markup."""
+    made = Table(title=Text(title) if title else None, title_justify="left", show_lines=ruled)
     for column in columns:
         made.add_column(
             Text(column),
             justify="right" if column in right else "left",
             overflow="fold",
-            no_wrap=column in {"protocol", "metric", "value"},
+            no_wrap=column.partition("\n")[0] in {"protocol", "metric", "value"},
         )
     for row in rows:
         made.add_row(*(Text(cell) for cell in row))
@@ -91,6 +105,23 @@ def line(text: str, *, stderr: bool = False) -> None:
 def recorded(added: int, store: object, *, stderr: bool = False) -> None:
     """Say how many records a leaderboard file has got."""
     line(f"{added} record{'s' * (added != 1)} added to {store}", stderr=stderr)
+
+
+def import_tables(imported: Imported, store: object) -> None:
+    """Print what was found in a file, then how many of its numbers are in a leaderboard; `store` None: a dry run."""
+    findings = sorted(imported.findings, key=lambda finding: finding.kept)
+    rows = [["kept" if one.kept else "left out", one.place, one.model, one.code, one.done] for one in findings]
+    if rows:
+        table("What was found", ("value", "where", "model", "reason", "what was done"), rows)
+    left = sum(not one.kept for one in findings)
+    line(
+        f"{imported.rows:,} entries, {imported.numbers:,} numbers; {len(rows):,} findings, by which {left:,} values "
+        f"or entries are left out; {imported.known:,} numbers were there before"
+    )
+    if store is None:
+        line(f"{imported.added:,} would be added: a dry run")
+    else:
+        recorded(imported.added, store)
 
 
 def _console(stderr: bool) -> Console:
@@ -187,21 +218,116 @@ def ensemble_tables(results: EnsembleResults, *, stderr: bool = False) -> None:
         line(f"flags: {', '.join(results.flags)}", stderr=stderr)
 
 
+COMPARED = (
+    "protocol\nmetric",
+    "runs",
+    "n\nclusters",
+    "difference\n95 % interval",
+    "p\np (Holm)",
+    "right alone\np (McNemar)",
+    "corre-\nlation",
+    "verdict",
+)
+FEW = 200
+"""Below so many clusters of right and wrong answers the normal distribution is a rough one."""
+
+
+def comparison_table(results: ComparisonResults, *, stderr: bool = False) -> None:
+    """Print a row of two lines for each comparison, then what its numbers mean."""
+    letters = {run.name: _letter(number) for number, run in enumerate(results.runs)}
+    for run in results.runs:
+        line(f"{letters[run.name]}: {run.name}" + f" ({run.path})" * (run.path != run.name), stderr=stderr)
+    rows = [_compared(item, letters) for item in results.comparisons]
+    tests = len(rows)
+    table("Paired comparisons", COMPARED, rows, right=COMPARED[2:3], ruled=True, stderr=stderr)
+    found = [item.comparison for item in results.comparisons]
+    shares = [item for item in found if isinstance(item, Comparison)]
+    said = []
+    if shares:
+        said.append("differences in points: z with questions of one passage as one cluster")
+    if len(shares) < tests:
+        said.append("ratios of perplexities, below 1 where the first is better: Student's t with documents as clusters")
+    line("; ".join(said), stderr=stderr)
+    line(
+        f"verdicts: p below {results.level:.2g} after Holm's correction for {tests} test{'s' * (tests != 1)}; the "
+        "intervals are not corrected; McNemar's exact test takes questions as independent",
+        stderr=stderr,
+    )
+    if min((item.clusters for item in shares), default=FEW) < FEW:
+        line(f"with fewer than {FEW} clusters p is rough: see McNemar's too", stderr=stderr)
+    for tied in results.groups:
+        ranks = "; ".join(", ".join(letters[name] for name in group) for group in tied.groups)
+        title = f"{tied.protocol}, {tied.metric.replace('_', ' ')}"
+        line(f"{title}, best first, between semicolons what no test tells from its best: {ranks}", stderr=stderr)
+    for protocol, flags in {item.protocol: item.flags for item in results.comparisons if item.flags}.items():
+        line(f"flags of {protocol}: {', '.join(flags)}", stderr=stderr)
+    if results.not_compared:
+        line(f"not compared, item by item there is nothing: {', '.join(results.not_compared)}", stderr=stderr)
+
+
+def _letter(number: int) -> str:
+    """Return A to Z, then A1, B1, ..."""
+    return "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[number % 26] + (str(number // 26) if number > 25 else "")
+
+
+def _compared(item: Verdict, letters: Mapping[str, str]) -> list[str]:
+    found = item.comparison
+    if isinstance(found, Comparison):
+        difference, interval = f"{100 * found.difference:+.2f} points", _points(found)
+        alone = f"{found.only_first:,} : {found.only_second:,}\n{_p_value(found.mcnemar)}"
+    else:
+        difference, alone = f"x {_times(found.ratio)}", ""
+        interval = "" if found.low is None or found.high is None else f"{_times(found.low)} to {_times(found.high)}"
+    shown = "no difference shown" if found.p_value is not None else "no test of one cluster"
+    return [
+        f"{item.protocol}\n{found.metric.replace('_', ' ')}",
+        f"{letters[found.first]} {'-' if isinstance(found, Comparison) else '/'} {letters[found.second]}",
+        f"{found.n:,}\n{found.clusters:,}",
+        f"{difference}\n{interval}",
+        f"{_p_value(found.p_value)}\n{_p_value(found.p_value_holm)}",
+        alone,
+        "" if found.correlation is None else f"{found.correlation:.2f}",
+        shown if item.better is None else f"{letters[item.better]} better",
+    ]
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.4f}" if 0.1 <= ratio < 100 else f"{ratio:.3g}"
+
+
+def power_table(title: str, found: Power, needed: Mapping[str, int]) -> None:
+    """Print what a set of items can resolve, in points, and how many it takes for what was asked."""
+    percent = f"{100 * found.power:g} % power"
+    paired = f"on the same items, correlation {found.correlation:g}"
+    rows = [
+        ["standard error", f"{100 * found.stderr:.2f} points"],
+        ["95 % half width", f"{100 * found.half_width:.2f} points"],
+        [f"smallest difference found with {percent}, measured apart", f"{100 * found.unpaired:.2f} points"],
+        [f"smallest difference found with {percent}, {paired}", f"{100 * found.paired:.2f} points"],
+        *([what, f"{count:,} items"] for what, count in needed.items()),
+    ]
+    table(f"{title}: {found.n:,} items, accuracy {100 * found.accuracy:g} %", ("what", "value"), rows, right=("value",))
+    line("items are taken as independent: questions that share a passage resolve less, by how much only a run can tell")
+
+
 def _scores(metrics: Sequence[Metric]) -> list[str]:
     return [show_metric(metrics[0]), show_interval(metrics[0]), *(show_metric(metric) for metric in metrics[1:])]
 
 
 def _difference(item: Comparison) -> list[str]:
-    interval = "" if item.low is None or item.high is None else f"{100 * item.low:+.2f} to {100 * item.high:+.2f}"
     return [
         item.second,
         f"{100 * item.difference:+.2f} points",
-        interval,
+        _points(item),
         _p_value(item.p_value),
         _p_value(item.p_value_holm),
         f"{item.only_first:,} : {item.only_second:,}",
         _p_value(item.mcnemar),
     ]
+
+
+def _points(item: Comparison) -> str:
+    return "" if item.low is None or item.high is None else f"{100 * item.low:+.2f} to {100 * item.high:+.2f}"
 
 
 def _p_value(value: float | None) -> str:

@@ -71,6 +71,17 @@ class DataInfo(Strict):
     rows_expected: int
 
 
+class SamplesInfo(Strict):
+    """Which lines of which `samples.jsonl` a number was computed from."""
+
+    file: str
+    """Path from the folder of the leaderboard; with `.gz` behind it, it is the same file compressed."""
+    sha256: str
+    """Of those lines, in the order of their bytes: the order in the file and what else it holds change nothing."""
+    rows: int
+    """How many they are."""
+
+
 class Layout(Strict):
     """How many processes computed it."""
 
@@ -173,10 +184,86 @@ class Comparison(Strict):
     p_value_holm: float | None = None
     """The same after Holm's correction for all comparisons made together."""
     only_first: int
-    """Questions that the first alone has right."""
+    """Questions that the first alone has right, or on which its score is the higher."""
     only_second: int
     mcnemar: float
-    """Exact McNemar p-value, which treats questions as independent."""
+    """Exact McNemar p-value (of scores: sign test), which treats questions as independent."""
+    correlation: float | None = None
+    """Of the two models' errors, clusters summed: the error of the difference is smaller the more they share.  None
+    where either has none, and in older documents."""
+
+
+class PerplexityComparison(Strict):
+    """Two models on the same texts: the first's perplexity / the second's."""
+
+    first: str
+    second: str
+    metric: str
+    n: int
+    """Tokens scored, or items of which each counts as one."""
+    clusters: int
+    """Documents, or items."""
+    ratio: float
+    """Below 1 where the first is better."""
+    difference: float
+    """Its logarithm: mean loss of the first less that of the second, in nats, scaled as the perplexity is."""
+    stderr: float | None
+    """Of the difference, clusters being documents; None where there is one."""
+    low: float | None
+    """Of the ratio, as `high`."""
+    high: float | None
+    p_value: float | None
+    """Two-sided, of Student's t with clusters - 1 degrees of freedom."""
+    p_value_holm: float | None = None
+    correlation: float | None = None
+
+
+class Verdict(Strict):
+    """What the comparison of two runs under one protocol shows."""
+
+    protocol: str
+    split: str
+    """Empty where nothing says it."""
+    flags: list[str]
+    """Of either result."""
+    comparison: Comparison | PerplexityComparison
+    better: str | None
+    """The run that is better at the level of the document, after Holm's correction; None where neither is shown to
+    be."""
+
+
+class ComparedRun(Strict):
+    """A side of comparisons."""
+
+    name: str
+    path: str
+    checkpoint: str | None
+    """Digest of the weights; None of samples without results beside them."""
+
+
+class TieGroups(Strict):
+    """Runs that no test tells from the best of their group, groups from best to worst."""
+
+    protocol: str
+    metric: str
+    groups: list[list[str]]
+
+
+class ComparisonResults(Document):
+    """One `mpeval leaderboard compare`: every pair of runs under every protocol that both have."""
+
+    schema_: Literal["mpeval.comparison/1"] = "mpeval.comparison/1"
+    created_at: str
+    level: float
+    """Of significance, after Holm's correction for all comparisons here."""
+    runs: list[ComparedRun]
+    comparisons: list[Verdict]
+    groups: list[TieGroups]
+    """Where there are three runs or more."""
+    not_compared: list[str]
+    """Protocols whose samples hold nothing that can be compared item by item."""
+    command: str
+    mpeval_version: str
 
 
 class EnsembleMember(Strict):

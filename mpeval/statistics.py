@@ -9,6 +9,8 @@ from typing import Literal
 from mpeval.results import Metric
 
 LEVEL = 0.95
+SIGNIFICANCE = 0.05
+"""Of a test: an interval at LEVEL leaves out as much."""
 BOOTSTRAP_DRAWS, BOOTSTRAP_SEED = 10_000, 1234
 
 
@@ -58,10 +60,10 @@ def mean_metric(name: str, values: Sequence[float], clusters: Sequence[str]) -> 
     unit = "items" if count == len(clusters) else "passages"
     stderr = clustered_error(values, clusters)
     if stderr > _NOTHING:
-        reach = _reach(stderr, count)
+        reach = student_reach(stderr, count)
         low, high, interval = max(0.0, value - reach), min(1.0, value + reach), f"student-t of {unit}"
     else:
-        low, high, interval = *wilson(value, count), f"wilson of {unit}"
+        low, high, interval = *proportion_interval(value, count), f"wilson of {unit}"
     return metric.model_copy(update={"stderr": stderr, "low": low, "high": high, "interval": interval})
 
 
@@ -73,12 +75,12 @@ def number_metric(name: str, values: Sequence[float], direction: Literal["max", 
     if n == 1:
         return metric
     stderr = math.sqrt(math.fsum((item - value) ** 2 for item in values) / (n - 1) / n)
-    reach = _reach(stderr, n)
+    reach = student_reach(stderr, n)
     bars = {"stderr": stderr, "low": value - reach, "high": value + reach, "interval": "student-t of items"}
     return metric.model_copy(update=bars)
 
 
-def _reach(stderr: float, units: int) -> float:
+def student_reach(stderr: float, units: int) -> float:
     """Return how far Student's interval reaches to either side, with units - 1 degrees of freedom."""
     from scipy.stats import t
 
@@ -91,20 +93,33 @@ def clustered_error(values: Sequence[float], clusters: Sequence[str]) -> float:
     It is equation 4 of Miller, "Adding Error Bars to Evals" (2024), sqrt(sum over clusters of the squared sum of
     deviations) / n, times sqrt(C / (C - 1)) for C clusters; with one item a cluster that is the usual n - 1 form.
     """
+    sums = cluster_sums(values, clusters)
+    return math.sqrt(len(sums) / (len(sums) - 1) * math.fsum(each**2 for each in sums)) / len(values)
+
+
+def cluster_sums(values: Sequence[float], clusters: Sequence[str]) -> list[float]:
+    """Return each cluster's sum of deviations from the mean of all values, clusters as they first appear."""
     mean = math.fsum(values) / len(values)
     sums: dict[str, list[float]] = {}
     for value, cluster in zip(values, clusters, strict=True):
         sums.setdefault(cluster, []).append(value - mean)
-    squares = math.fsum(math.fsum(deviations) ** 2 for deviations in sums.values())
-    return math.sqrt(len(sums) / (len(sums) - 1) * squares) / len(values)
+    return [math.fsum(deviations) for deviations in sums.values()]
 
 
 _NOTHING = 1e-12
 """A standard error of proportions below this is none: what rounding left of deviations that cancel."""
 
 
-def wilson(share: float, n: int) -> tuple[float, float]:
-    """Return Wilson's interval for a share of `n` observations, which need not be a whole number of them."""
+def proportion_error(share: float, n: int) -> float:
+    """Return the standard error of a share of `n` independent observations, sqrt(share (1 - share) / n)."""
+    return math.sqrt(share * (1 - share) / n)
+
+
+def proportion_interval(share: float, n: int) -> tuple[float, float]:
+    """Return Wilson's interval for a share of `n` observations, which need not be a whole number of them.
+
+    It is for an accuracy that was only reported, rounded to a digit or two, as for one that was counted.
+    """
     from scipy.stats import norm
 
     z = float(norm.ppf(0.5 + LEVEL / 2))
@@ -155,7 +170,7 @@ def ratio_perplexity_metrics(
     with Student's t at D - 1 degrees of freedom; independent tokens would make it far too small.
     """
     count = len(losses)
-    ratio, spread = _ratio(losses, weights)
+    ratio, spread = ratio_of_sums(losses, weights)
     return [
         _perplexity(name, ratio * scale, None if spread is None else spread * scale, count, "student-t of articles")
         for name, scale in scales.items()
@@ -164,18 +179,21 @@ def ratio_perplexity_metrics(
 
 def bits_metric(name: str, losses: Sequence[float], weights: Sequence[float]) -> Metric:
     """Return the sum of losses (nats) / sum of weights in bits, with the errors of `ratio_perplexity_metrics`."""
-    ratio, spread = (None if nats is None else nats / math.log(2) for nats in _ratio(losses, weights))
+    ratio, spread = (None if nats is None else nats / math.log(2) for nats in ratio_of_sums(losses, weights))
     assert ratio is not None
     metric = Metric(name=name, value=ratio, unit="bits", direction="min")
     if spread is None:
         return metric
-    reach = _reach(spread, len(losses))
+    reach = student_reach(spread, len(losses))
     bars = {"stderr": spread, "low": max(0.0, ratio - reach), "high": ratio + reach}
     return metric.model_copy(update={**bars, "interval": "student-t of articles"})
 
 
-def _ratio(losses: Sequence[float], weights: Sequence[float]) -> tuple[float, float | None]:
-    """Return sum of losses / sum of weights, and its standard error where there are two documents or more."""
+def ratio_of_sums(losses: Sequence[float], weights: Sequence[float]) -> tuple[float, float | None]:
+    """Return sum of losses / sum of weights, and its standard error where there are two documents or more.
+
+    Losses may be differences between two models: then it is the paired error of the difference of their ratios.
+    """
     total, count = math.fsum(weights), len(losses)
     ratio = math.fsum(losses) / total
     if count == 1:
@@ -186,10 +204,10 @@ def _ratio(losses: Sequence[float], weights: Sequence[float]) -> tuple[float, fl
 
 def _perplexity(name: str, loss: float, spread: float | None, units: int, interval: str) -> Metric:
     """Exponentiate a mean loss in nats; the standard error of the perplexity is by the delta method."""
-    value = _exp(loss)
+    value = bounded_exp(loss)
     if spread is None:
         return Metric(name=name, value=value, unit="perplexity", direction="min", loss=loss)
-    reach = _reach(spread, units)
+    reach = student_reach(spread, units)
     return Metric(
         name=name,
         value=value,
@@ -197,8 +215,8 @@ def _perplexity(name: str, loss: float, spread: float | None, units: int, interv
         direction="min",
         loss=loss,
         stderr=min(value * spread, _LARGEST),
-        low=_exp(loss - reach),
-        high=_exp(loss + reach),
+        low=bounded_exp(loss - reach),
+        high=bounded_exp(loss + reach),
         interval=interval,
     )
 
@@ -206,6 +224,6 @@ def _perplexity(name: str, loss: float, spread: float | None, units: int, interv
 _LARGEST = 1e300
 
 
-def _exp(loss: float) -> float:
+def bounded_exp(loss: float) -> float:
     """Exponentiate; a loss of more than 690 nats, which no float holds, stays at the largest round number."""
     return math.exp(loss) if loss < math.log(_LARGEST) else _LARGEST

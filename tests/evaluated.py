@@ -111,7 +111,18 @@ def write_evaluation(
         "items_resumed": 0,
         "split": "test",
     }
-    made = Result(**fields | result)
+    return write_results(folder, [Result(**fields | result)], lines, checkpoint=checkpoint, run=run)
+
+
+def write_results(
+    folder: Path,
+    made: Sequence[Result],
+    lines: Sequence[Sample],
+    *,
+    checkpoint: Mapping[str, Any] | None = None,
+    run: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write results, of any tasks, and sample lines as an evaluation leaves them; return `folder`."""
     results: dict[str, Any] = {
         "created_at": "2026-01-02T03:04:05Z",
         "checkpoint": CheckpointInfo(**CHECKPOINT | dict(checkpoint or {})),
@@ -120,17 +131,18 @@ def write_evaluation(
         "dtype": "float32",
         "device": "cpu",
         "megatron_exact": False,
-        "results": [made],
+        "results": list(made),
         "command": "mpeval evaluate",
         "mpeval_version": "0.1.0",
         "torch_version": "2.13.0",
     }
     content = RunResults(**results | dict(run or {}))
-    identity = {
-        "checkpoint": content.checkpoint.digest,
-        f"data of {made.protocol}": made.data.digest,
-        f"version of {made.protocol}": made.protocol_version,
-    }
+    identity: dict[str, Any] = {"checkpoint": content.checkpoint.digest}
+    for result in made:
+        identity[f"data of {result.protocol}"] = result.data.digest
+        identity[f"version of {result.protocol}"] = result.protocol_version
+        if result.harness:
+            identity[f"configuration of {result.protocol}"] = result.harness.config
     journal = Journal(folder, identity)
     journal.append([dict(line) for line in lines])
     journal.finish([(line["task"], line["id"]) for line in lines], content.to_json())

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from mpeval.errors import DataError, suggest
+from mpeval.leaderboard.ranking import rank_ranges
 from mpeval.leaderboard.records import Record
 from mpeval.leaderboard.reported import Reported
 from mpeval.leaderboard.store import Number
@@ -15,7 +17,7 @@ COLUMNS = (
     *("rank", "kind", "model", "iteration", "parameters", "value", "interval"),
     *("n", "shots", "dtype", "layout", "flags", "date", "source"),
 )
-TERMINAL_COLUMNS = ("rank", "kind", "model", "value", "interval", "n", "shots", "dtype", "flags", "date", "source")
+TERMINAL_COLUMNS = ("rank", "model", "value", "interval", "n", "shots", "kind", "flags")
 WHERE_KNOWN = ("iteration", "shots", "dtype", "layout", "source")
 """Columns that a board of one kind has nothing in."""
 SEED_COLUMNS = ("seed", "seed sd")
@@ -28,7 +30,9 @@ class Row:
 
     entry: Number
     rank: int | None
-    """None where it may not be ranked."""
+    """Its place among those that are ranked; None where it may not be."""
+    ranks: tuple[int, int] | None
+    """The best and the worst rank that its interval leaves it."""
     cells: dict[str, str]
     """What is shown of it, by column."""
 
@@ -68,6 +72,21 @@ def boards(numbers: Sequence[Number]) -> list[Board]:
     return [_board(*key, found) for key, found in sorted(groups.items(), key=lambda group: group[0])]
 
 
+def under(content: Sequence[Board], names: Sequence[str]) -> list[Board]:
+    """Return the boards of protocols, each named as `TASK/PROTOCOL` or by its task; all for no name.
+
+    Raises:
+        DataError: a name that is on no board, with the nearest that is.
+    """
+    known = {name for board in content for name in (board.protocol, board.protocol.partition("/")[0])}
+    for name in names:
+        if name not in known:
+            raise DataError(f"no record under `{name}`", suggest(name, sorted(known)))
+    return [
+        board for board in content if not names or board.protocol in names or board.protocol.partition("/")[0] in names
+    ]
+
+
 def _board(protocol: str, split: str, metric: str, found: list[Number]) -> Board:
     direction = found[0].metric.direction
     sign = -1 if direction == "max" else 1
@@ -81,16 +100,14 @@ def _board(protocol: str, split: str, metric: str, found: list[Number]) -> Board
             one.record_id or one.identity(),
         ),
     )
-    ranked = sum(one.ranked for one in order)
-    rows = [_row(one, place if place <= ranked else None) for place, one in enumerate(order, start=1)]
+    ranges = iter(_ranges([one for one in order if one.ranked]))
+    rows = [_row(one, place, next(ranges, None)) for place, one in enumerate(order, start=1)]
     others = dict.fromkeys(_other(item.name) for one in order for item in _proportions(one))
     cells = [dict.fromkeys([*others, *SEED_COLUMNS], "") | row.cells for row in rows]
     extra = [*others, *(column for column in SEED_COLUMNS if any(row[column] for row in cells))]
-    empty = {column for column in WHERE_KNOWN if not any(row[column] for row in cells)}
-    columns, terminal = (
-        tuple(column for column in _after_interval(all_of, extra) if column not in empty)
-        for all_of in (COLUMNS, TERMINAL_COLUMNS)
-    )
+    empty = {column for column in cells[0] if not any(row.get(column) for row in cells)}
+    columns = _after_interval([column for column in COLUMNS if column not in empty & {*WHERE_KNOWN}], extra)
+    terminal = _after_interval([column for column in TERMINAL_COLUMNS if column not in empty], [*others])
     return Board(
         title=found[0].title,
         protocol=protocol,
@@ -99,17 +116,25 @@ def _board(protocol: str, split: str, metric: str, found: list[Number]) -> Board
         direction=direction,
         columns=columns,
         terminal_columns=terminal,
-        headings=HEADINGS | {column: _words(column.removeprefix(_OTHER)) for column in others},
-        rows=tuple(Row(entry=row.entry, rank=row.rank, cells=shown) for row, shown in zip(rows, cells, strict=True)),
+        headings=HEADINGS | {column: _words(column.removeprefix(OTHER)) for column in others},
+        rows=tuple(replace(row, cells=shown) for row, shown in zip(rows, cells, strict=True)),
     )
 
 
-_OTHER = "other: "
+def _ranges(ranked: Sequence[Number]) -> list[tuple[int, int]]:
+    metrics = [one.metric for one in ranked]
+    intervals = [None if metric.low is None or metric.high is None else (metric.low, metric.high) for metric in metrics]
+    direction = metrics[0].direction if metrics else "max"
+    return rank_ranges([metric.value for metric in metrics], intervals, direction)
+
+
+OTHER = "other: "
+"""Beginning of the columns of metrics that a board is not about."""
 
 
 def _other(metric: str) -> str:
     """Return the column of a metric that a board is not about; no column of another kind is called so."""
-    return _OTHER + metric
+    return OTHER + metric
 
 
 def _words(metric: str) -> str:
@@ -117,7 +142,7 @@ def _words(metric: str) -> str:
 
 
 def _after_interval(columns: Sequence[str], more: Sequence[str]) -> tuple[str, ...]:
-    place = columns.index("interval") + 1
+    place = 1 + max(columns.index(column) for column in ("value", "interval") if column in columns)
     return (*columns[:place], *more, *columns[place:])
 
 
@@ -125,12 +150,12 @@ def _proportions(number: Number) -> list[Metric]:
     return [metric for metric in number.other_metrics if metric.unit == "proportion"]
 
 
-def _row(number: Number, rank: int | None) -> Row:
+def _row(number: Number, place: int, ranks: tuple[int, int] | None) -> Row:
     from mpeval.report import show_interval
 
     model = number.model
     shared = {
-        "rank": str(rank) if rank else "-",
+        "rank": "-" if ranks is None else "-".join(map(str, dict.fromkeys(ranks))),
         "kind": number.kind,
         "model": model.name,
         "parameters": _size(model.parameters) if model.parameters else "",
@@ -140,7 +165,7 @@ def _row(number: Number, rank: int | None) -> Row:
         "date": number.date,
     }
     own = _measured(number) if isinstance(number, Record) else _reported(number)
-    return Row(entry=number, rank=rank, cells=shared | own)
+    return Row(entry=number, rank=place if ranks else None, ranks=ranks, cells=shared | own)
 
 
 def _size(parameters: float) -> str:

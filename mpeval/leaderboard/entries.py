@@ -19,6 +19,8 @@ UNRANKED = (
     "truncated",
     "megatron-exact",
     "no-checkpoint",
+    "protocol-unknown",
+    "source-doubtful",
 )
 """A result with a flag that begins like one of these is shown, but never ranked against the published set."""
 
@@ -31,6 +33,11 @@ class Line(Document):
     schema_: Literal["mpeval.result/1"] = "mpeval.result/1"
     record_id: str = ""
     created_at: str
+
+    @property
+    def mark(self) -> str:
+        """A text of the line that every line has too which it repeats or takes back."""
+        raise NotImplementedError
 
     def document(self) -> dict[str, Any]:
         """Return plain JSON values, without what stands empty in the newer fields."""
@@ -90,6 +97,11 @@ class Retraction(Line):
     retracts: str
     """`record_id` of the line that no longer counts."""
     reason: str
+
+    @property
+    def mark(self) -> str:
+        """The id that it takes back."""
+        return self.retracts
 
 
 def canonical(value: Mapping[str, Any]) -> str:

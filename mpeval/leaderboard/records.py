@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from mpeval.leaderboard.entries import Entry
+from mpeval.leaderboard.samples import samples_info
 from mpeval.results import (
     CheckpointInfo,
     DataInfo,
@@ -14,6 +16,7 @@ from mpeval.results import (
     Layout,
     Result,
     RunResults,
+    SamplesInfo,
     SeedSpread,
     TrainingInfo,
 )
@@ -22,7 +25,7 @@ from mpeval.results import (
 class Record(Entry):
     """One measured number (the primary metric of one result), with what it takes to believe it."""
 
-    newer: ClassVar[frozenset[str]] = frozenset({"split", "training", "seeds", "members", "harness"})
+    newer: ClassVar[frozenset[str]] = frozenset({"split", "training", "seeds", "members", "harness", "samples"})
     kind: Literal["measured"] = "measured"
     protocol_version: str
     n_correct: int | None
@@ -45,6 +48,13 @@ class Record(Entry):
     """Of an ensemble: name and digest of each."""
     harness: HarnessInfo | None = None
     """Of a task of lm-eval."""
+    samples: SamplesInfo | None = None
+    """The predictions behind it."""
+
+    @property
+    def mark(self) -> str:
+        """The weights' digest."""
+        return self.model.digest
 
     @property
     def slot(self) -> tuple[Any, ...]:
@@ -56,12 +66,20 @@ class Record(Entry):
         return (*what, *weights, selection, *members, *sorted(self.flags))
 
 
-def records_of(run: RunResults) -> list[Record]:
-    """Make one record of each result of a run."""
-    return [_record(run, result) for result in run.results]
+def records_of(run: RunResults, samples: Path | None = None, store: Path | None = None) -> list[Record]:
+    """Make one record of each result of a run.
+
+    Args:
+        run: an evaluation.
+        samples: the `samples.jsonl` behind it, if that was kept.
+        store: where the records go; their paths to the samples are relative to its folder.
+    """
+    return [
+        _record(run, result, samples_info(samples, store, result.protocol, result.harness)) for result in run.results
+    ]
 
 
-def _record(run: RunResults, result: Result) -> Record:
+def _record(run: RunResults, result: Result, samples: SamplesInfo | None) -> Record:
     return Record(
         created_at=run.created_at,
         task=result.task,
@@ -88,4 +106,5 @@ def _record(run: RunResults, result: Result) -> Record:
         training=run.training,
         seeds=run.seeds,
         harness=result.harness,
+        samples=samples,
     )

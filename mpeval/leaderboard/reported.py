@@ -57,6 +57,11 @@ class Reported(Entry):
     note: str = ""
 
     @property
+    def mark(self) -> str:
+        """The model's name."""
+        return self.model.name
+
+    @property
     def slot(self) -> tuple[Any, ...]:
         """What the number is of, and who says it."""
         return (self.protocol, self.part, self.metric.name, self.model.name, self.model.shots, self.source.url)
@@ -92,10 +97,10 @@ def reported_metric(name: str, printed: str, unit: Unit, n: int | None) -> Metri
     metric = Metric(name=name, value=share, unit=unit, direction="max")
     if not n:
         return metric
-    from mpeval.statistics import wilson
+    from mpeval.statistics import proportion_error, proportion_interval
 
-    low, high = wilson(share, n)
-    bars = {"stderr": math.sqrt(share * (1 - share) / n), "low": low, "high": high, "interval": "wilson of printed n"}
+    low, high = proportion_interval(share, n)
+    bars = {"stderr": proportion_error(share, n), "low": low, "high": high, "interval": "wilson of printed n"}
     return metric.model_copy(update=bars)
 
 

@@ -7,11 +7,13 @@ Megatron numbers them, the tensor axis fastest: world rank = dp_rank * tp_ranks 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+
+from mpeval.parallel.host import HostMemory, host_memory
 
 T = TypeVar("T")
 
@@ -21,11 +23,13 @@ class Axis:
     """One axis of parallelism: this process is number `rank` of `ranks`.
 
     `handle` is the torch process group; it is None exactly when `ranks` is 1, and then nothing communicates.
+    `memory` is what its ranks share for large sums, if all compute on the CPUs of one machine.
     """
 
     rank: int = 0
     ranks: int = 1
     handle: Any = None
+    memory: HostMemory | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +55,10 @@ class Group:
         rank, ranks = dist.get_rank(), dist.get_world_size()
         if tp * dp != ranks:
             raise ValueError(f"tp {tp} x dp {dp} needs {tp * dp} ranks, the world has {ranks}")
+        tensor = _axis([[d * tp + t for t in range(tp)] for d in range(dp)], rank)
+        shared = host_memory(tensor) if torch.device(device).type == "cpu" else None
         return cls(
-            tp=_axis([[d * tp + t for t in range(tp)] for d in range(dp)], rank),
+            tp=replace(tensor, memory=shared),
             dp=_axis([[d * tp + t for d in range(dp)] for t in range(tp)], rank),
             world=_axis([list(range(ranks))], rank),
             device=torch.device(device),

@@ -21,11 +21,12 @@ from mpeval.errors import DataError, OutputError, UsageError
 from mpeval.folders import unwritable, write_atomically
 from mpeval.journal import RESULTS_FILE, RUN_FILE, SAMPLES_FILE
 from mpeval.leaderboard.records import Record
+from mpeval.leaderboard.samples import samples_info
 from mpeval.leaderboard.store import append, check_store
 from mpeval.predictions.lines import Sample, choice_of, probabilities_of
-from mpeval.predictions.members import Member, Wanted, read_member
+from mpeval.predictions.members import Member, Wanted, check_alike, names_of, read_member
 from mpeval.predictions.paired import compare_all, join
-from mpeval.results import CheckpointInfo, EnsembleMember, EnsembleResults, Layout, now
+from mpeval.results import CheckpointInfo, EnsembleMember, EnsembleResults, Layout, SamplesInfo, now
 from mpeval.tasks.cards import load_card
 
 if TYPE_CHECKING:
@@ -114,19 +115,7 @@ def _check_members(members: Sequence[Member]) -> None:
     _refuse_twice(members, "folder", lambda member: str(member.folder.resolve()))
     _refuse_twice(members, "checkpoint", lambda member: member.run.checkpoint.digest)
     _refuse_twice(members, "predictions", lambda member: member.predictions)
-    _refuse_other(members, "protocol", lambda member: member.result.protocol)
-    _refuse_other(members, "version of the protocol", lambda member: member.result.protocol_version)
-    _refuse_other(members, "digest of the data", lambda member: member.result.data.digest)
-
-
-def _refuse_other(members: Sequence[Member], what: str, value: Callable[[Member], str]) -> None:
-    first = members[0]
-    for other in members[1:]:
-        if value(first) != value(other):
-            raise DataError(
-                f"the {what} is `{value(first)}` in `{first.folder}`, `{value(other)}` in `{other.folder}`",
-                "evaluate both on the same data under the same protocol",
-            )
+    check_alike([member.result for member in members], [member.folder for member in members])
 
 
 def _refuse_twice(members: Sequence[Member], what: str, value: Callable[[Member], str]) -> None:
@@ -217,7 +206,7 @@ def _results(
     card: Card = load_card(members[0].result.task)
     first = members[0].result
     metrics, n, correct = summarise(card, samples)
-    names = _names(members)
+    names = names_of([(member.run.checkpoint.name, member.path) for member in members])
     stored = [[line.sample for line in member.lines] for member in members]
     exact = ["megatron-exact"] if any(member.run.megatron_exact for member in members) else []
     flags = dict.fromkeys(flag for member in members for flag in member.result.flags)
@@ -243,12 +232,6 @@ def _results(
 
 def _title(members: Sequence[object]) -> str:
     return f"ensemble of {len(members)}"
-
-
-def _names(members: Sequence[Member]) -> list[str]:
-    """Return what members are called: their checkpoints' names where those differ, else their paths."""
-    names = [member.run.checkpoint.name for member in members]
-    return names if len(set(names)) == len(names) else [str(member.path) for member in members]
 
 
 def _member(member: Member, name: str, card: Card) -> EnsembleMember:
@@ -277,7 +260,7 @@ def _write(folder: Path, samples: Sequence[Sample], results: EnsembleResults) ->
     write_atomically(folder / RESULTS_FILE, results.to_json())
 
 
-def record_of(results: EnsembleResults, members: Sequence[Member]) -> Record:
+def record_of(results: EnsembleResults, members: Sequence[Member], samples: SamplesInfo | None = None) -> Record:
     """Make the leaderboard record of an ensemble: its digest is that of its members' digests, sorted."""
     runs = [member.run for member in members]
     return Record(
@@ -295,7 +278,7 @@ def record_of(results: EnsembleResults, members: Sequence[Member]) -> Record:
         model=_checkpoint(members),
         members=[f"{member.name} {member.checkpoint}" for member in results.members],
         data=results.data,
-        tokenizer_digest=_common((run.tokenizer_digest for run in runs), _digest),
+        tokenizer_digest=_common((run.tokenizer_digest for run in runs), digest_of_members),
         layout=Layout(tp=1, dp=1),
         dtype=_common((run.dtype for run in runs), " and ".join),
         device=_common((run.device for run in runs), " and ".join),
@@ -304,6 +287,7 @@ def record_of(results: EnsembleResults, members: Sequence[Member]) -> Record:
         command=results.command,
         mpeval_version=results.mpeval_version,
         torch_version=_common((run.torch_version for run in runs), " and ".join),
+        samples=samples,
     )
 
 
@@ -312,7 +296,7 @@ def _checkpoint(members: Sequence[Member]) -> CheckpointInfo:
     return CheckpointInfo(
         name=_title(members),
         path=" ".join(info.path for info in infos),
-        digest=_digest([info.digest for info in infos]),
+        digest=digest_of_members([info.digest for info in infos]),
         format=_common((info.format for info in infos), " and ".join),
         version=max(info.version for info in infos),
         iteration=0,
@@ -330,7 +314,8 @@ def _common(values: Iterable[T], several: Callable[[list[T]], T]) -> T:
     return found[0] if len(found) == 1 else several(found)
 
 
-def _digest(digests: Sequence[str]) -> str:
+def digest_of_members(digests: Sequence[str]) -> str:
+    """Return the digest of what has several, whatever their order."""
     return "sha256:" + hashlib.sha256("".join(f"{digest}\n" for digest in sorted(digests)).encode()).hexdigest()
 
 
@@ -344,6 +329,8 @@ def _publish(results: EnsembleResults, members: Sequence[Member], options: Optio
     if not options.quiet:
         ensemble_tables(results, stderr=options.json)
     if options.record:
-        recorded(append(options.record, [record_of(results, members)]), options.record, stderr=options.json)
+        file = options.output / SAMPLES_FILE if options.output else None
+        record = record_of(results, members, samples_info(file, options.record, results.protocol))
+        recorded(append(options.record, [record]), options.record, stderr=options.json)
     if options.output and not options.quiet:
         line(f"results and samples are in {options.output}", stderr=options.json)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import math
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,19 +35,20 @@ class Predicted:
         return str(self.sample["id"])
 
 
-def read_predictions(path: Path, protocol: str) -> list[Predicted]:
+def read_predictions(path: Path, protocol: str, needed: Sequence[str] = ("target",)) -> list[Predicted]:
     """Read the lines of a protocol; lines of others, which an evaluation of several leaves there, are passed over.
 
     Raises:
-        DataError: no such file, a line that is no prediction, an id twice, or no line of the protocol.
+        DataError: no such file, a line that is no prediction or lacks a key that is `needed`, an id twice, or no line
+            of the protocol.
     """
     found: dict[str, Predicted] = {}
     others: set[str] = set()
     for line in _lines(path):
         if line.sample["task"] != protocol:
             others.add(line.sample["task"])
-        elif "target" not in line.sample:
-            raise DataError(f"{line.where} has no `target`", _FIELDS)
+        elif absent := [key for key in needed if key not in line.sample]:
+            raise DataError(f"{line.where} has no `{absent[0]}`", _FIELDS)
         elif line.id in found:
             raise DataError(
                 f"{line.where} is a second prediction for `{line.id}`", f"the first is {found[line.id].where}"
@@ -67,12 +70,25 @@ def protocols_in(path: Path) -> list[str]:
     return list(dict.fromkeys(line.sample["task"] for line in _lines(path)))
 
 
-def _lines(path: Path) -> Iterator[Predicted]:
+def content_of(path: Path) -> bytes:
+    """Read a file of samples, which may be compressed by gzip.
+
+    Raises:
+        DataError: there is none, or it cannot be read.
+    """
     if not path.is_file():
         raise DataError(f"no predictions at `{path}`", "give the `samples.jsonl` of an evaluation")
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
+        content = path.read_bytes()
+        return gzip.decompress(content) if path.suffix == ".gz" else content
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"cannot read `{path}`: {error}", "give the `samples.jsonl` of an evaluation") from error
+
+
+def _lines(path: Path) -> Iterator[Predicted]:
+    try:
+        text = content_of(path).decode("utf-8")
+    except ValueError as error:
         raise DataError(f"cannot read `{path}`: {error}", "give the `samples.jsonl` of an evaluation") from error
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,15 +80,60 @@ def read_member(path: Path, wanted: Wanted) -> Member:
             f"`{folder}` is an evaluation on the split `{result.split}`, not on `{wanted.split}`",
             f"give `--split {result.split}`, or evaluate: `{wanted.command(path, new)}`",
         )
+    again = f"evaluate again: `{wanted.command(path, folder)}`"
+    lines = read_own_lines(folder, run, result, ("target",), again)
+    return Member(path=path, folder=folder, run=run, result=result, lines=tuple(lines), seed=_seed(path, folder, run))
+
+
+def read_own_lines(folder: Path, run: RunResults, result: Result, needed: Sequence[str], again: str) -> list[Predicted]:
+    """Read what an evaluation's folder holds under the protocol of one of its results.
+
+    Args:
+        folder: the evaluation's.
+        run: what its `results.json` says.
+        result: one of those of `run`.
+        needed: keys that every line must have.
+        again: what to do where lines are not as many as the result is of.
+
+    Raises:
+        DataError: lines that are damaged, or are not those that the result is of.
+    """
     _check_identity(folder / RUN_FILE, run, result)
-    lines = read_predictions(folder / SAMPLES_FILE, result.protocol)
-    if len(lines) != result.items:
+    lines = read_predictions(folder / SAMPLES_FILE, result.protocol, needed)
+    if result.harness is None and len(lines) != result.items:
         raise DataError(
             f"`{folder / SAMPLES_FILE}` holds {len(lines):,} predictions under `{result.protocol}`, its results are of "
             f"{result.items:,}",
-            f"evaluate again: `{wanted.command(path, folder)}`",
+            again,
         )
-    return Member(path=path, folder=folder, run=run, result=result, lines=tuple(lines), seed=_seed(path, folder, run))
+    return lines
+
+
+def check_alike(results: Sequence[Result], folders: Sequence[Path]) -> None:
+    """Refuse evaluations that did not measure the same thing: protocol, its version, the data.
+
+    Raises:
+        DataError: they did not; it names two folders and what differs.
+    """
+    refuse_other(results, folders, "protocol", lambda result: result.protocol)
+    refuse_other(results, folders, "version of the protocol", lambda result: result.protocol_version)
+    refuse_other(results, folders, "digest of the data", lambda result: result.data.digest)
+
+
+def refuse_other(results: Sequence[Result], folders: Sequence[Path], what: str, value: Callable[[Result], str]) -> None:
+    """Refuse results of which another says otherwise than the first."""
+    for result, folder in zip(results[1:], folders[1:], strict=True):
+        if value(results[0]) != value(result):
+            raise DataError(
+                f"the {what} is `{value(results[0])}` in `{folders[0]}`, `{value(result)}` in `{folder}`",
+                "evaluate both on the same data under the same protocol",
+            )
+
+
+def names_of(runs: Sequence[tuple[str, Path]]) -> list[str]:
+    """Return what runs (checkpoint's name, path) are called: by their checkpoints if those differ, else their paths."""
+    names = [name for name, _ in runs]
+    return names if len(set(names)) == len(names) else [str(path) for _, path in runs]
 
 
 def _folder(path: Path, wanted: Wanted) -> Path:
@@ -161,11 +206,12 @@ def _check_identity(path: Path, run: RunResults, result: Result) -> None:
     if not path.is_file():
         raise DataError(f"`{path.parent}` is no evaluation: there is no `{path.name}`", "evaluate the model again")
     identity = _object(path)
-    expected = {
-        "checkpoint": run.checkpoint.digest,
-        f"data of {result.protocol}": result.data.digest,
-        f"version of {result.protocol}": result.protocol_version,
-    }
+    expected = {"checkpoint": run.checkpoint.digest}
+    if result.harness is None:
+        expected[f"data of {result.protocol}"] = result.data.digest
+        expected[f"version of {result.protocol}"] = result.protocol_version
+    else:
+        expected[f"configuration of {result.protocol}"] = result.harness.config
     for key, value in expected.items():
         if identity.get(key) != value:
             raise DataError(

@@ -143,7 +143,7 @@ def _check_line(line: Predicted, question: Question, card: Card, protocol: Proto
         DataError: it says something else.
     """
     if card.kind == "span":
-        _check_span(line, question, protocol)
+        check_span(line, [answer for _, answer in question.spans], protocol)
         return
     choice_of(line)
     found, expected = len(probabilities_of(line)), len(question.options) or protocol.options
@@ -153,13 +153,18 @@ def _check_line(line: Predicted, question: Question, card: Card, protocol: Proto
         )
 
 
-def _check_span(line: Predicted, question: Question, protocol: Protocol) -> None:
+def check_span(line: Predicted, answers: Sequence[str], protocol: Protocol) -> None:
+    """Score the text of a line against the right answers, and check what the line says of it.
+
+    Raises:
+        DataError: it says something else.
+    """
     from mpeval.tasks.squad_metrics import SCORES
 
     text = line.sample.get("prediction")
     if not isinstance(text, str):
         raise DataError(f"{line.where} (`{line.id}`) has no text as its prediction", "evaluate the model again")
-    exact, f1 = SCORES[protocol.id](text, [answer for _, answer in question.spans])
+    exact, f1 = SCORES[protocol.id](text, answers)
     for key, value in (("exact", exact), ("f1", f1), ("correct", bool(exact))):
         if line.sample.get(key) != value:
             raise DataError(

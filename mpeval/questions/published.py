@@ -106,6 +106,11 @@ def find(card: Card, split: Split, folder: Path) -> tuple[list[Published], str]:
     return found, ", ".join(sources)
 
 
+def is_there(card: Card, split: Split, folder: Path) -> bool:
+    """Tell whether `find` would find any file of a split."""
+    return any(_place(card, path, folder) for path in split.files) or bool(_archives(card, split, folder))
+
+
 def _order(path: str) -> tuple[str, int, str]:
     """Sort key of a numbered file: its folder, then its number; files with other names come last."""
     folder, _, name = path.rpartition("/")

@@ -36,6 +36,8 @@ class Protocol:
     """Tokens a window's inputs span, special ones included (perplexity and spans)."""
     stride: int | None = None
     """Tokens from one window to the next (perplexity and spans)."""
+    asked: int = 0
+    """How many of its split's published questions it asks, where these are not all."""
     split: str = ""
     """What it is evaluated on by default, if not the card's; likewise the two that follow."""
     train_split: str = ""
@@ -148,6 +150,10 @@ class Card:
         """Return the name of the split that has a role under a protocol; empty if none has."""
         own, common = getattr(protocol, role), getattr(self, role)
         return str(own or common)
+
+    def items_of(self, protocol: Protocol) -> int:
+        """Return how many published items a protocol scores on the split that it is evaluated on by default."""
+        return protocol.asked or self.split_named(self.split_for(protocol)).published.rows
 
     def split_named(self, name: str | None = None) -> Split:
         """Return a split by name, the default one for none.

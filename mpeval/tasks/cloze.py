@@ -56,6 +56,17 @@ PAIRS: dict[str, Callable[[Sequence[str], Tokenizer], Pairs]] = {
 }
 
 
+def summarise_cloze(samples: Sequence[Sample]) -> tuple[list[Metric], int, int]:
+    """Return accuracy over passages and perplexity per target word, passages, and how many are right.
+
+    The perplexity is exp of the mean summed negative log-likelihood.
+    """
+    correct = sum(bool(sample["correct"]) for sample in samples)
+    losses = [-float(sample["log_probability"]) for sample in samples]
+    metrics = [accuracy_metric(correct, len(samples)), mean_perplexity_metric("target_perplexity", losses)]
+    return metrics, len(samples), correct
+
+
 class Lambada:
     """LAMBADA under one of three protocols; an item is a passage, correct if every target token is greedy."""
 
@@ -86,11 +97,8 @@ class Lambada:
         )
 
     def summarise(self, samples: Sequence[Sample]) -> tuple[list[Metric], int, int | None]:
-        """Accuracy over passages, and perplexity per target word: exp of the mean summed negative log-likelihood."""
-        correct = sum(bool(sample["correct"]) for sample in samples)
-        losses = [-float(sample["log_probability"]) for sample in samples]
-        metrics = [accuracy_metric(correct, len(samples)), mean_perplexity_metric("target_perplexity", losses)]
-        return metrics, len(samples), correct
+        """Accuracy over passages, and perplexity per target word."""
+        return summarise_cloze(samples)
 
     def constants(self) -> Mapping[str, Any]:
         """Count rows, target lengths and input lengths."""

@@ -42,6 +42,12 @@ def hidden_places(continues: np.ndarray, known: np.ndarray, number: int) -> np.n
     return np.flatnonzero(np.isin(word, drawn))
 
 
+def summarise_masked(samples: Sequence[Sample]) -> tuple[list[Metric], int, None]:
+    """Return the perplexity of hidden tokens, and how many they are."""
+    losses, counts = article_sums(samples)
+    return ratio_perplexity_metrics(losses, counts, {"masked_perplexity": 1.0}), sum(counts), None
+
+
 class MaskedWikiText:
     """Held-out masked-language-model perplexity, as the paper reports of its BERTs (section 5.3); an item is a window.
 
@@ -99,8 +105,7 @@ class MaskedWikiText:
 
     def summarise(self, samples: Sequence[Sample]) -> tuple[list[Metric], int, int | None]:
         """Exponentiate the mean loss per hidden token; intervals treat articles as the independent units."""
-        losses, counts = article_sums(samples)
-        return ratio_perplexity_metrics(losses, counts, {"masked_perplexity": 1.0}), sum(counts), None
+        return summarise_masked(samples)
 
     def constants(self) -> Mapping[str, Any]:
         """Count tokens, those that are [UNK], those that are hidden, and windows."""

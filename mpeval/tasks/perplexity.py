@@ -6,6 +6,7 @@ import bisect
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -81,6 +82,42 @@ def windows(tokens: int, window: int, stride: int) -> Iterator[tuple[int, int, i
         start += stride
 
 
+@dataclass(frozen=True, kw_only=True)
+class TextSize:
+    """How long a text is as it was published."""
+
+    tokens: int
+    """Pieces between single spaces."""
+    words: int
+    """Pieces between white space."""
+
+    def ratio(self, scored: int) -> float:
+        """Return how many tokens a model scored for each piece but the first."""
+        return scored / (self.tokens - 1)
+
+
+def size_of(text: str) -> TextSize:
+    """Count a text before its tokenization is undone."""
+    return TextSize(tokens=len(text.strip().split(" ")), words=len(text.split()))
+
+
+def summarise_windows(samples: Sequence[Sample], *, scored: int, text: TextSize) -> tuple[list[Metric], int, None]:
+    """Return token-ratio-adjusted, token and word perplexity, and how many tokens the samples have.
+
+    Args:
+        samples: lines of `samples.jsonl`.
+        scored: tokens that all windows of the text score.
+        text: its size.
+    """
+    losses, counts = article_sums(samples)
+    scales = {
+        "adjusted_perplexity": text.ratio(scored),
+        "token_perplexity": 1.0,
+        "word_perplexity": scored / text.words,
+    }
+    return ratio_perplexity_metrics(losses, counts, scales), sum(counts), None
+
+
 class WikiText:
     """WikiText-103 under one window protocol; an item is a window."""
 
@@ -91,11 +128,10 @@ class WikiText:
         self.window = min(published, context)
         self.stride = min(protocol.stride or self.window, self.window)
         self.flags = data.flags + ((f"window-{self.window}",) if self.window < published else ())
-        self.original_tokens = len(data.text.strip().split(" "))
-        self.words = len(data.text.split())
+        self.size = size_of(data.text)
         text = detokenize(data.text)
         ids, offsets = tokenizer.encode_with_offsets(text)
-        if len(ids) < 2 or self.original_tokens < 2:
+        if len(ids) < 2 or self.size.tokens < 2:
             raise DataError(
                 f"`{data.source}` is too short to measure perplexity on", "give a text of at least two words"
             )
@@ -113,7 +149,7 @@ class WikiText:
     @property
     def token_ratio(self) -> float:
         """Scored tokens per original word-level token, (T - 1) / (To - 1)."""
-        return (len(self.tokens) - 1) / (self.original_tokens - 1)
+        return self.size.ratio(len(self.tokens) - 1)
 
     def judge(self, item: Item, scored: Scored) -> Sample:
         """Record the window's loss, and its share by article: [article, negative log-likelihood, tokens]."""
@@ -122,23 +158,13 @@ class WikiText:
 
     def summarise(self, samples: Sequence[Sample]) -> tuple[list[Metric], int, int | None]:
         """Token, word and token-ratio-adjusted perplexity; intervals treat articles as the independent units."""
-        losses, counts = article_sums(samples)
-        metrics = ratio_perplexity_metrics(
-            losses,
-            counts,
-            {
-                "adjusted_perplexity": self.token_ratio,
-                "token_perplexity": 1.0,
-                "word_perplexity": (len(self.tokens) - 1) / self.words,
-            },
-        )
-        return metrics, sum(counts), None
+        return summarise_windows(samples, scored=len(self.tokens) - 1, text=self.size)
 
     def constants(self) -> Mapping[str, Any]:
         """Count original and scored tokens and windows."""
         return {
-            "original_tokens": self.original_tokens,
-            "words": self.words,
+            "original_tokens": self.size.tokens,
+            "words": self.size.words,
             "scored_tokens": len(self.tokens) - 1,
             "token_ratio": self.token_ratio,
             "windows": count_windows(len(self.tokens), self.stride),
@@ -175,8 +201,7 @@ class WikiTextPages:
         """Detokenize and tokenize every page, and lay windows of the model's context over each."""
         self.card, self.protocol, self.flags, self.window = card, protocol, data.flags, context
         pages = pages_of(data.text)
-        self.words = [len(re.split(r"\s+", page)) for page in pages]
-        self.bytes = [len(page.encode()) for page in pages]
+        self.words, self.bytes = sizes_of(pages)
         self.rows = encode_all(tokenizer, [detokenize(page) for page in pages])
         self.items: Sequence[Item] = list(self._items(tokenizer.end_of_text))
 
@@ -201,12 +226,7 @@ class WikiTextPages:
         whole = [count / int(self.rows.lengths[page]) for page, count in zip(pages, counts, strict=True)]
         words = [self.words[page] * share for page, share in zip(pages, whole, strict=True)]
         sizes = [self.bytes[page] * share for page, share in zip(pages, whole, strict=True)]
-        metrics = [
-            *ratio_perplexity_metrics(losses, words, {"word_perplexity": 1.0}),
-            *ratio_perplexity_metrics(losses, sizes, {"byte_perplexity": 1.0}),
-            bits_metric("bits_per_byte", losses, sizes),
-        ]
-        return metrics, sum(counts), None
+        return page_metrics(losses, words, sizes), sum(counts), None
 
     def constants(self) -> Mapping[str, Any]:
         """Count pages, their words and bytes, scored tokens and windows."""
@@ -218,6 +238,20 @@ class WikiTextPages:
             "window": self.window,
             "windows": len(self.items),
         }
+
+
+def sizes_of(pages: Sequence[str]) -> tuple[list[int], list[int]]:
+    """Return words and bytes of each page; the empty pieces at both ends of one count as words."""
+    return [len(re.split(r"\s+", page)) for page in pages], [len(page.encode()) for page in pages]
+
+
+def page_metrics(losses: Sequence[float], words: Sequence[float], sizes: Sequence[float]) -> list[Metric]:
+    """Return perplexity per word and byte, and bits per byte, of pages' losses (nats), words and bytes."""
+    return [
+        *ratio_perplexity_metrics(losses, words, {"word_perplexity": 1.0}),
+        *ratio_perplexity_metrics(losses, sizes, {"byte_perplexity": 1.0}),
+        bits_metric("bits_per_byte", losses, sizes),
+    ]
 
 
 def article_shares(documents: np.ndarray, scored: Scored) -> list[list[float]]:

@@ -95,9 +95,27 @@ OPTIONS: dict[str, set[str]] = {
     "tasks show": {"--json", "--help"},
     "tasks check": {"--data", "--split", "--tokenizer", "--json", "--allow-modified-data", "--context", "--help"},
     "leaderboard": {"--help"},
-    "leaderboard show": {"--store", "--help"},
-    "leaderboard publish": {"--store", "--output", "--help"},
+    "leaderboard show": {"--protocol", "--store", "--json", "--help"},
+    "leaderboard publish": {
+        *("--store", "--output", "--format", "--siunitx", "--model", "--readme", "--push-to-hub", "--help"),
+    },
     "leaderboard serve": {"--store", "--port", "--help"},
+    "leaderboard compare": {"--protocol", "--json", "--help"},
+    "leaderboard power": {"--protocol", "--n", "--accuracy", "--effect", "--correlation", "--power", "--help"},
+    "leaderboard add": {"--store", "--help"},
+    "leaderboard retract": {"--reason", "--store", "--help"},
+    "leaderboard lint": {"--store", "--json", "--help"},
+    "leaderboard verify": {"--store", "--runs", "--data", "--checkpoints", "--json", "--help"},
+    "leaderboard schema": {"--help"},
+    "leaderboard report": {
+        *("--task", "--title", "--protocol", "--split", "--metric", "--value", "--n", "--model", "--parameters"),
+        *("--family", "--shots", "--source-title", "--source-url", "--locator", "--date", "--quote", "--note"),
+        *("--flag", "--store", "--help"),
+    },
+    "leaderboard import": {
+        *("--format", "--store", "--dry-run", "--model", "--source-url", "--source-title", "--date", "--json"),
+        "--help",
+    },
 }
 """Every command and its options.  A new option changes this table on purpose, or not at all."""
 HEAVY = (

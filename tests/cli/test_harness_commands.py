@@ -59,6 +59,10 @@ def test_results_samples_and_records_are_those_of_any_evaluation(
     assert sum(sample["correct"] for sample in samples[:6]) == piqa["n_correct"]
     assert run["command"].startswith("mpeval evaluate")
     assert [item["items_resumed"] for item in run["results"]] == [0, 0]
+    assert run_here(f"leaderboard verify --store {store} --json") == 0
+    assert [(item["state"], item["checked"]) for item in json.loads(capfd.readouterr().out)] == [
+        ("hash ok", ["samples"])
+    ] * 2
     # killed in the middle of a line, the same command goes on, asks only what is missing, and adds no record twice
     answers = output / "lm-eval-answers-000.jsonl"
     whole = answers.read_bytes()

@@ -151,7 +151,7 @@ def test_every_high_article_of_the_published_set_is_asked_its_last_question(
     card = load_card("race")
     data = load_data(card, shared_data)
     task = build_task(card, card.protocol("lm-eval"), data, tokenizer, 1024)
-    assert len(task.items) == 1045
+    assert len(task.items) == card.items_of(task.protocol) == 1045
     assert sum(question.question[-6:] == "  _  ." for question in task.questions) == 364
     asked = Counter(question.passage for question in data.questions)
     for item, question in zip(task.items, task.questions, strict=True):

@@ -576,8 +576,8 @@ def test_an_ensemble_becomes_a_record_of_its_own(tmp_path: Path) -> None:
     digests = [item.model.digest for item in read(store)]
     assert len(set(digests)) == 2
     (board,) = boards(read(store))
-    assert {row["model"] for row in board["rows"]} == {"ensemble of 3", "ensemble of 2"}
-    assert all(row["iteration"] == "" for row in board["rows"])
+    assert {row.cells["model"] for row in board.rows} == {"ensemble of 3", "ensemble of 2"}
+    assert not any(row.cells["iteration"] for row in board.rows)
 
 
 def test_a_members_flags_are_the_ensembles(tmp_path: Path) -> None:

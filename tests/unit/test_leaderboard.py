@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 from parsing import Page
+from recorded import ACCURACY, CHECKPOINT, metric_of, record
 
 from mpeval.errors import DataError, OutputError
-from mpeval.leaderboard.boards import COLUMNS, boards
+from mpeval.leaderboard.boards import COLUMNS, boards, under
 from mpeval.leaderboard.pages import publish
 from mpeval.leaderboard.records import Record, records_of
 from mpeval.leaderboard.store import append, default_store, default_stores, read
@@ -21,61 +22,11 @@ from mpeval.results import (
     CheckpointInfo,
     DataInfo,
     Layout,
-    Metric,
     Result,
     RunResults,
     SeedSpread,
     TrainingInfo,
 )
-
-CHECKPOINT: dict[str, Any] = {
-    "name": "gpt-345m",
-    "path": "runs/gpt-345m",
-    "digest": "sha256:aa",
-    "format": "megatron-core",
-    "version": 3.0,
-    "iteration": 500000,
-    "grid": (2, 1),
-    "parameters": 354_871_296,
-    "gelu": "tanh",
-    "vocab": 50257,
-    "padded_vocab": 50304,
-}
-ACCURACY = Metric(name="accuracy", value=0.45, unit="proportion", direction="max", stderr=0.01, low=0.43, high=0.47)
-
-
-def metric_of(value: float, **changes: Any) -> Metric:
-    return ACCURACY.model_copy(update={"value": value, "low": value - 0.01, "high": value + 0.01} | changes)
-
-
-def record(value: float = 0.45, **changes: Any) -> Record:
-    """Return a record of LAMBADA; `name` and `digest` are those of its checkpoint."""
-    model = CheckpointInfo(**CHECKPOINT | {key: changes.pop(key) for key in list(changes) if key in CHECKPOINT})
-    fields: dict[str, Any] = {
-        "created_at": "2026-01-02T03:04:05Z",
-        "task": "lambada",
-        "title": "LAMBADA",
-        "protocol": "lambada/megatron-strict",
-        "protocol_version": "1",
-        "metric": metric_of(value),
-        "other_metrics": [],
-        "n": 5153,
-        "n_correct": 2319,
-        "flags": [],
-        "model": model,
-        "data": DataInfo(source="lambada_test.jsonl", digest="sha256:dd", rows_expected=5153),
-        "tokenizer_digest": "sha256:tt",
-        "layout": Layout(tp=2, dp=1),
-        "dtype": "float32",
-        "device": "cpu",
-        "seconds": 10.5,
-        "tokens_per_second": 1234.5,
-        "command": "mpeval evaluate runs/gpt-345m --task lambada",
-        "mpeval_version": "0.1.0",
-        "torch_version": "2.13.0",
-    }
-    return Record(**fields | changes)
-
 
 TRAINING = TrainingInfo(
     seed=1236,
@@ -396,12 +347,20 @@ def test_columns_of_seeds_are_only_where_a_row_has_one() -> None:
     plain, finetuned = record(protocol="a/x"), record(protocol="b/x", training=TRAINING, seeds=SEEDS)
     without, with_seeds = boards([plain, finetuned, record(protocol="b/x", digest="sha256:other")])
     assert not {"seed", "seed sd"} & {*without.columns, *without.terminal_columns}
-    for columns in (with_seeds.columns, with_seeds.terminal_columns):
-        assert columns[columns.index("interval") + 1 :][:2] == ("seed", "seed sd")
+    columns = with_seeds.columns
+    assert columns[columns.index("interval") + 1 :][:2] == ("seed", "seed sd")
     rows = {row.cells["checkpoint"]: row.cells for row in with_seeds.rows}
     assert rows["sha256:aa"]["seed"] == "1236"
     assert rows["sha256:aa"]["seed sd"] == "0.31 (5 seeds, dev: 83.80 - 84.65 %)"
     assert (rows["sha256:other"]["seed"], rows["sha256:other"]["seed sd"]) == ("", "")
+
+
+def test_the_terminal_has_no_column_with_nothing_in_it() -> None:
+    (plain,) = boards([record()])
+    assert plain.terminal_columns == ("rank", "model", "value", "interval", "n", "kind")
+    (flagged,) = boards([record(flags=["partial"], metric=metric_of(0.4, low=None, high=None))])
+    assert flagged.terminal_columns == ("rank", "model", "value", "n", "kind", "flags")
+    assert {"interval", "flags"} <= {*flagged.columns}
 
 
 def test_a_single_seed_has_no_spread() -> None:
@@ -465,6 +424,12 @@ def test_a_flagged_record_comes_last_and_has_no_rank(flag: str) -> None:
     assert names_and_ranks(records) == [("a", "1"), ("b", "2"), ("flagged", "-")]
 
 
+def test_a_rank_is_a_range_where_intervals_overlap() -> None:
+    records = [record(value, name=name) for value, name in ((0.9, "a"), (0.895, "b"), (0.5, "c"), (0.4, "d"))]
+    flagged = record(0.897, name="e", flags=["partial"])
+    assert names_and_ranks([*records, flagged]) == [("a", "1-2"), ("b", "1-2"), ("c", "3"), ("d", "4"), ("e", "-")]
+
+
 def test_flagged_records_are_in_order_among_themselves() -> None:
     records = [record(value, name=name, flags=["partial"]) for value, name in ((0.1, "low"), (0.8, "high"))]
     assert names_and_ranks(records) == [("high", "-"), ("low", "-")]
@@ -477,9 +442,9 @@ def test_equal_values_are_told_apart_by_age() -> None:
     assert [name for name, _ in names_and_ranks([late, early])] == ["a", "b"]
 
 
-def test_equal_values_share_a_rank_or_follow_each_other_without_a_gap() -> None:
+def test_equal_values_share_their_ranks() -> None:
     ranks = [rank for _, rank in names_and_ranks([record(0.5, name=name) for name in "abc"])]
-    assert ranks in (["1", "2", "3"], ["1", "1", "1"])
+    assert ranks == ["1-3"] * 3
 
 
 def test_protocols_and_metrics_are_never_ranked_together() -> None:
@@ -494,6 +459,19 @@ def test_protocols_and_metrics_are_never_ranked_together() -> None:
         ("lambada/megatron-strict", "z"),
     ]
     assert all(len(board.rows) == 1 for board in found)
+
+
+def test_boards_are_chosen_by_protocol_or_task() -> None:
+    found = boards([record(), record(protocol="lambada/other"), record(protocol="race/all")])
+    for names, protocols in (
+        ([], ["lambada/megatron-strict", "lambada/other", "race/all"]),
+        (["lambada"], ["lambada/megatron-strict", "lambada/other"]),
+        (["race/all", "lambada/other"], ["lambada/other", "race/all"]),
+    ):
+        assert [board.protocol for board in under(found, names)] == protocols
+    with pytest.raises(DataError, match="no record under `lambda`") as raised:
+        under(found, ["lambda"])
+    assert "lambada" in raised.value.hint
 
 
 # ---- pages ----

@@ -194,6 +194,8 @@ def test_only_parallel_and_launch_know_of_torch_distributed() -> None:
         ("rich", {"report.py"}),
         ("datasets", {"corpus/readers.py", "data.py"}),
         ("jinja2", {"leaderboard/page.py"}),
+        ("yaml", {"leaderboard/exports/card.py", "leaderboard/exports/hub.py", "leaderboard/importing/documents.py"}),
+        ("huggingface_hub", {"leaderboard/exports/push.py", "leaderboard/importing/hub.py"}),
         ("tokenizers", {"tokenizer.py"}),
         ("matplotlib", {"plot.py", "leaderboard/charts.py"}),
         ("numba", {"corpus/compiled.py"}),

@@ -1,0 +1,1 @@
+"""The boards in the formats of others, each a pure function of them."""

@@ -1,0 +1,66 @@
+"""JSON and YAML that somebody else wrote, taken apart with care: any value may be of any kind."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from mpeval.errors import DataError
+
+
+def json_of(text: str, what: str) -> Any:
+    """Return the value of a JSON text.  NaN and infinities come as they are, for values are checked one by one.
+
+    Raises:
+        DataError: no JSON.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"the file is no JSON: {error}", f"give {what}") from error
+
+
+def yaml_documents(text: str, what: str) -> list[Any]:
+    """Return the documents of a YAML text, or the front matter of a Markdown page.
+
+    Raises:
+        DataError: no YAML.
+    """
+    import yaml
+
+    try:
+        return [document for document in yaml.safe_load_all(_front_matter(text)) if document is not None]
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise DataError(f"the file is no YAML: {' '.join(str(error).split())}", f"give {what}") from error
+
+
+def _front_matter(text: str) -> str:
+    """Return what stands between a page's first two `---`; the whole text if it is YAML of several documents."""
+    lines = text.splitlines()
+    if not lines or lines[0].rstrip() != "---":
+        return text
+    end = next((number for number, line in enumerate(lines) if number and line.rstrip() == "---"), None)
+    another = end is not None and lines[end + 1 : end + 2] == ["model-index:"]
+    if end is not None and not another:
+        return "\n".join(lines[1:end])
+    return text
+
+
+def mapping(value: object) -> dict[str, Any]:
+    """Return a value if it is a mapping, else an empty one."""
+    return {str(key): item for key, item in value.items()} if isinstance(value, dict) else {}
+
+
+def sequence(value: object) -> list[Any]:
+    """Return a value if it is a list, else an empty one."""
+    return value if isinstance(value, list) else []
+
+
+def words(value: object) -> str:
+    """Return a value as text of one line if it is text or a number, else nothing."""
+    return " ".join(str(value).split()) if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
+
+
+def count(value: object) -> int | None:
+    """Return a value if it is a number of items, else None."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 10**9 else None
