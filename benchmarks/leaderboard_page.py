@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent / "tests" / part) for part in ("", "unit")]
 
 from browser import CHROMIUM, Page, browsing  # noqa: E402
-from test_leaderboard import record  # noqa: E402
+from recorded import record  # noqa: E402
 from test_page import published  # noqa: E402
 
 BOARDS = 20
@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--records", type=int, default=10_000)
     parser.add_argument("--rows", type=int, default=5_000)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # the browser ends late
         root = Path(folder)
         write(root / "many.jsonl", options.records)
         best = min(publish(root / "many.jsonl", root / "many") for _ in range(3))

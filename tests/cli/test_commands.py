@@ -99,6 +99,7 @@ OPTIONS: dict[str, set[str]] = {
     "leaderboard publish": {
         *("--store", "--output", "--format", "--siunitx", "--model", "--readme", "--push-to-hub", "--help"),
     },
+    "leaderboard serve": {"--store", "--port", "--help"},
     "leaderboard compare": {"--protocol", "--json", "--help"},
     "leaderboard power": {"--protocol", "--n", "--accuracy", "--effect", "--correlation", "--power", "--help"},
     "leaderboard add": {"--store", "--help"},
@@ -115,7 +116,6 @@ OPTIONS: dict[str, set[str]] = {
         *("--format", "--store", "--dry-run", "--model", "--source-url", "--source-title", "--date", "--json"),
         "--help",
     },
-    "leaderboard serve": {"--store", "--port", "--help"},
 }
 """Every command and its options.  A new option changes this table on purpose, or not at all."""
 HEAVY = (

@@ -13,7 +13,8 @@ from xml.etree import ElementTree
 
 import pytest
 from parsing import COLUMNS, Page
-from test_leaderboard import HOSTILE, MEMBERS, SEEDS, TRAINING, metric_of, record
+from recorded import metric_of, record
+from test_leaderboard import HOSTILE, MEMBERS, SEEDS, TRAINING
 
 from mpeval.errors import UsageError
 from mpeval.leaderboard.boards import boards
