@@ -128,6 +128,19 @@ def proportion_interval(share: float, n: int) -> tuple[float, float]:
     return min(share, max(0.0, middle - reach)), max(share, min(1.0, middle + reach))  # rounding may pass the share
 
 
+def exact_interval(correct: int, n: int) -> tuple[float, float]:
+    """Return the interval of Clopper and Pearson (1934) for `correct` of `n` independent items.
+
+    It holds the true share at least as often as it says, which for few items makes it wider than Wilson's.
+    """
+    from scipy.special import betaincinv
+
+    tail = 0.5 - LEVEL / 2
+    low = float(betaincinv(correct, n - correct + 1, tail)) if correct else 0.0
+    high = float(betaincinv(correct + 1, n - correct, 1 - tail)) if correct < n else 1.0
+    return low, high
+
+
 def f1_metric(targets: Sequence[int], predictions: Sequence[int], name: str = "f1") -> Metric:
     """Return F1 of class 1 against class 0; standard error and interval (percentiles) come from resampled items.
 

@@ -20,6 +20,7 @@ from mpeval.leaderboard.pages import FORMATS, publish
 from mpeval.leaderboard.reported import ReportedModel
 from mpeval.leaderboard.store import append
 from mpeval.results import Metric
+from mpeval.statistics import accuracy_metric, exact_interval
 
 # ---- what each format makes of them ----
 
@@ -39,6 +40,17 @@ def test_csv_numbers_come_back_exactly() -> None:
     assert (second["metric"], second["primary"], second["value"]) == ("target_perplexity", "no", "12.3456789")
     assert (second["n"], second["rank"]) == ("", "")
     assert first["parameters"] == "354871296"
+
+
+def test_csv_has_exact_intervals_and_ranges_of_ranks() -> None:
+    numbers = [measured(metric=accuracy_metric(correct, 5153), n_correct=correct) for correct in (2319, 2330, 100)]
+    found = csv.DictReader(io.StringIO(delimited.export(boards(numbers)).files["leaderboard.csv"], newline=""))
+    rows = [row for row in found if row["primary"] == "yes"]
+    assert [(row["rank_best"], row["rank_worst"]) for row in rows] == [("1", "2"), ("1", "2"), ("3", "3")]
+    for row in rows:
+        exact = exact_interval(int(row["n_correct"]), 5153)
+        assert (float(row["exact_low"]), float(row["exact_high"])) == exact
+        assert exact[0] < float(row["low"]) < float(row["high"]) < exact[1]
 
 
 def test_negative_numbers_are_no_formulas() -> None:

@@ -52,26 +52,26 @@ CSV = "\r\n".join(
     [
         "record_id,kind,task,title,split,protocol,protocol_version,metric,primary,rank,value,unit,direction,stderr,low,"
         "high,interval,printed,n,n_correct,model,family,parameters,iteration,shots,dtype,tp,dp,flags,date,source,"
-        "locator,url,note,checkpoint,data,command,mpeval_version",
+        "locator,url,note,checkpoint,data,command,mpeval_version,rank_best,rank_worst,exact_low,exact_high",
         "sha256:f70894db22cb6e0e086aada513b4722c4e3bab6a763a9e7cbac915b5a3cf5fa1,reported,lambada,LAMBADA,test,"
         "lambada/megatron,,accuracy,yes,1,0.6651,proportion,max,0.006574624843289687,0.652095198361056,"
         "0.6778588274873781,wilson of printed n,66.51,5153,,Megatron-LM 8.3B,gpt,8300000000.0,,0,,,,unattainable,"
-        f"{FROM_PAPER},Table 3,{URL},,,,,",
+        f"{FROM_PAPER},Table 3,{URL},,,,,,1,1,,",
         "sha256:134cd31c2b4274c909d3dc7295963636cce07f0c03de8db376d9a549a829a495,reported,race,RACE,test,"
         "race/megatron,,accuracy,yes,1,0.909,proportion,max,0.0040945206448257075,0.9006535144351705,"
         "0.9167101116873907,wilson of printed n,90.9,4934,,Megatron-BERT (ensemble),bert,,,finetuned,,,,,"
-        f"{FROM_PAPER},Table 5,{URL},,,,,",
+        f"{FROM_PAPER},Table 5,{URL},,,,,,1,1,,",
         "sha256:134cd31c2b4274c909d3dc7295963636cce07f0c03de8db376d9a549a829a495,reported,race,RACE,test,"
         "race/megatron,,accuracy_middle,no,,0.931,proportion,max,0.006688398886560081,0.9167081777668378,"
         "0.9429920290974996,wilson of printed n,93.1,,,Megatron-BERT (ensemble),bert,,,finetuned,,,,,"
-        f"{FROM_PAPER},Table 5,{URL},,,,,",
+        f"{FROM_PAPER},Table 5,{URL},,,,,,,,,",
         "sha256:134cd31c2b4274c909d3dc7295963636cce07f0c03de8db376d9a549a829a495,reported,race,RACE,test,"
         "race/megatron,,accuracy_high,no,,0.9,proportion,max,0.005072374985461833,0.8896153050835766,"
         "0.909507108911262,wilson of printed n,90.0,,,Megatron-BERT (ensemble),bert,,,finetuned,,,,,"
-        f"{FROM_PAPER},Table 5,{URL},,,,,",
+        f"{FROM_PAPER},Table 5,{URL},,,,,,,,,",
         "sha256:d0a427466eec58a4dfbb056af56f712a13fbf68d8aab4117c504c7f1e19f1559,reported,wikitext103,WikiText-103,"
         "test,wikitext103/megatron,,adjusted_perplexity,yes,1,10.81,perplexity,min,,,,,10.81,,,Megatron-LM 8.3B,gpt,"
-        f"8300000000.0,,0,,,,,{FROM_PAPER},Table 3,{URL},,,,,",
+        f"8300000000.0,,0,,,,,{FROM_PAPER},Table 3,{URL},,,,,,1,1,,",
         "",
     ]
 )

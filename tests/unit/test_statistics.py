@@ -19,6 +19,7 @@ from mpeval.statistics import (
     bits_metric,
     clustered_accuracy_metric,
     clustered_error,
+    exact_interval,
     f1_metric,
     mean_metric,
     mean_perplexity_metric,
@@ -394,3 +395,16 @@ def test_an_interval_holds_its_value(losses: list[float]) -> None:
         assert metric.high is not None
         assert metric.low <= metric.value * (1 + 1e-12)
         assert metric.value <= metric.high * (1 + 1e-12)
+
+
+@pytest.mark.parametrize(("correct", "n"), [(0, 1), (1, 1), (0, 50), (50, 50), (1, 7), (2319, 5153), (33, 1838)])
+def test_the_exact_interval_is_that_of_clopper_and_pearson(correct: int, n: int) -> None:
+    expected = stats.binomtest(correct, n).proportion_ci(0.95, method="exact")
+    assert exact_interval(correct, n) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.9])
+@pytest.mark.parametrize("n", [5, 30, 100])
+def test_the_exact_interval_covers_at_least_as_often_as_it_says(share: float, n: int) -> None:
+    held = [low <= share <= high for low, high in (exact_interval(correct, n) for correct in range(n + 1))]
+    assert float(stats.binom.pmf(np.arange(n + 1), n, share)[np.array(held)].sum()) >= 0.95

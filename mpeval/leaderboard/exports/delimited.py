@@ -11,12 +11,13 @@ from mpeval.leaderboard.boards import Board, Row
 from mpeval.leaderboard.exports.export import Export, metrics, printed, rows, shots
 from mpeval.leaderboard.records import Record
 from mpeval.results import Metric
+from mpeval.statistics import exact_interval
 
 COLUMNS = (
     *("record_id", "kind", "task", "title", "split", "protocol", "protocol_version", "metric", "primary", "rank"),
     *("value", "unit", "direction", "stderr", "low", "high", "interval", "printed", "n", "n_correct", "model"),
     *("family", "parameters", "iteration", "shots", "dtype", "tp", "dp", "flags", "date", "source", "locator", "url"),
-    *("note", "checkpoint", "data", "command", "mpeval_version"),
+    *("note", "checkpoint", "data", "command", "mpeval_version", "rank_best", "rank_worst", "exact_low", "exact_high"),
 )
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """Beginnings of a cell that a spreadsheet would compute."""
@@ -25,7 +26,9 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")
 def export(content: Sequence[Board]) -> Export:
     """Return `leaderboard.csv`, as RFC 4180 has it.
 
-    Rank, `n` and `n_correct` are those of the primary metric; what a group's accuracy is of, a record does not say.
+    Ranks, `n` and `n_correct` are those of the primary metric; what a group's accuracy is of, a record does not say.
+    `exact_low` and `exact_high` are the interval of Clopper and Pearson, for independent items of which it is known how
+    many are right.
     Text that a spreadsheet would take for a formula gets an apostrophe in front; numbers are left as they are.
     """
     text = io.StringIO()
@@ -50,6 +53,7 @@ def _values(row: Row, metric: Metric) -> dict[str, Any]:
         "primary": "yes" if primary else "no",
         "printed": printed(entry, metric),
         "rank": row.rank if primary else None,
+        **(dict(zip(("rank_best", "rank_worst"), row.ranks, strict=True)) if primary and row.ranks else {}),
         "n": entry.n if primary and entry.n else None,
         "model": entry.model.name,
         "parameters": entry.model.parameters,
@@ -67,6 +71,8 @@ def _values(row: Row, metric: Metric) -> dict[str, Any]:
             "data": entry.data.digest,
             "note": row.cells["notes"],
         }
+        if primary and metric.interval == "wilson" and entry.n_correct is not None:
+            own |= dict(zip(("exact_low", "exact_high"), exact_interval(entry.n_correct, entry.n), strict=True))
     else:
         source = entry.source
         own = {"source": source.title, "locator": source.locator, "url": source.url, "note": entry.note}
