@@ -45,6 +45,8 @@ check: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mpeval leaderboard publish --output leaderboard --check
+	$(BIN)/mpeval leaderboard lint
 
 clean:
 	rm -rf .venv runs build dist

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -66,38 +65,25 @@ def leaderboard_publish(
         str | None,
         typer.Option("--push-to-hub", help="Hugging Face repository to put rows of --model into the card of."),
     ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; fail if files in --output are missing or stale.")
+    ] = False,
 ) -> None:
     """Write the leaderboard as pages, and in the formats of others."""
-    from mpeval.errors import UsageError
-    from mpeval.leaderboard.boards import boards
-    from mpeval.leaderboard.markdown import replace_between_markers
-    from mpeval.leaderboard.pages import DEFAULT, of_models, publish
-    from mpeval.leaderboard.store import default_stores, read
+    from mpeval.leaderboard import publishing
+    from mpeval.leaderboard.store import default_stores
 
-    if not (output or readme or push_to_hub):
-        raise UsageError("nowhere to publish to", "give a folder by `--output`, or a Markdown file by `--readme`")
-    if push_to_hub and not model:
-        raise UsageError("`--push-to-hub` is about the models of one card", "name them by `--model`")
-    if not output and (formats is not None or siunitx):
-        raise UsageError("`--format` and `--siunitx` are about files in a folder", "give the folder by `--output`")
-    stores, models = store or default_stores(), model or []
-    if readme:
-        replace_between_markers(readme, of_models(boards(read(*stores)), models))
-        typer.echo(f"wrote {readme}")
-    if push_to_hub:
-        from mpeval.leaderboard.exports.push import push
-
-        commit = push(of_models(boards(read(*stores)), models), push_to_hub)
-        typer.echo(f"pushed {commit}" if commit else f"the model card of {push_to_hub} has these results already")
-    if output:
-        chosen = DEFAULT if formats is None else [name.strip() for name in formats.split(",") if name.strip()]
-        written = publish(stores, output, chosen, models=models, siunitx=siunitx, say=typer.echo)
-        folders = Counter(path.relative_to(output).parts[0] for path in written if path.parent != output)
-        for path in written:
-            if path.parent == output:
-                typer.echo(f"wrote {path}")
-        for folder, count in folders.items():
-            typer.echo(f"wrote {count} file{'s' * (count != 1)} below {output / folder}")
+    options = publishing.Options(
+        stores=store or default_stores(),
+        output=output,
+        formats=formats,
+        siunitx=siunitx,
+        models=model or (),
+        readme=readme,
+        repository=push_to_hub,
+        check=check,
+    )
+    publishing.run(options, typer.echo)
 
 
 @leaderboard_app.command("compare")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -57,10 +58,7 @@ def publish(
         DataError: a store that cannot be read, or a model that is on no board.
         OutputError: a file that cannot be written.
     """
-    chosen = known_formats(formats, siunitx=siunitx)
-    content = of_models(boards(read(*stores)), models)
-    renderers = FORMATS | {"tex": partial(latex.export, siunitx=siunitx)}
-    exports = [renderers[name](content) for name in chosen]
+    exports = _rendered(stores, formats, models, siunitx=siunitx)
     for export in exports:
         for name, text in export.files.items():
             write_atomically(output / name, text)
@@ -69,6 +67,44 @@ def publish(
             for note in export.notes:
                 say(note)
     return [output / name for export in exports for name in export.files]
+
+
+def check(
+    stores: Sequence[Path],
+    output: Path,
+    formats: Sequence[str] = DEFAULT,
+    *,
+    models: Sequence[str] = (),
+    siunitx: bool = False,
+) -> list[Path]:
+    """Return the paths of the files that `publish` would write, all of which are there and hold just that.
+
+    Pictures are not compared: where their lines run depends on the version of matplotlib.
+
+    Raises:
+        DataError: one is missing, or of other records.
+        UsageError: as `publish`.
+    """
+    paths = []
+    for export in _rendered(stores, formats, models, siunitx=siunitx):
+        for name, text in export.files.items():
+            path = output / name
+            if not path.is_file():
+                raise DataError(f"there is no `{path}`", "`mpeval leaderboard publish` writes it")
+            if _PICTURES.sub("", path.read_text(encoding="utf-8", errors="replace")) != _PICTURES.sub("", text):
+                raise DataError(f"`{path}` is not made of the records as they are now", "publish it again")
+            paths.append(path)
+    return paths
+
+
+_PICTURES = re.compile(r"<svg\b.*?</svg>", re.DOTALL)
+
+
+def _rendered(stores: Sequence[Path], formats: Sequence[str], models: Sequence[str], *, siunitx: bool) -> list[Export]:
+    chosen = known_formats(formats, siunitx=siunitx)
+    content = of_models(boards(read(*stores)), models)
+    renderers = FORMATS | {"tex": partial(latex.export, siunitx=siunitx)}
+    return [renderers[name](content) for name in chosen]
 
 
 def known_formats(names: Sequence[str], *, siunitx: bool = False) -> list[str]:

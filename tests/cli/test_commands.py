@@ -97,7 +97,7 @@ OPTIONS: dict[str, set[str]] = {
     "leaderboard": {"--help"},
     "leaderboard show": {"--protocol", "--store", "--json", "--help"},
     "leaderboard publish": {
-        *("--store", "--output", "--format", "--siunitx", "--model", "--readme", "--push-to-hub", "--help"),
+        *("--store", "--output", "--format", "--siunitx", "--model", "--readme", "--push-to-hub", "--check", "--help"),
     },
     "leaderboard serve": {"--store", "--port", "--help"},
     "leaderboard compare": {"--protocol", "--json", "--help"},

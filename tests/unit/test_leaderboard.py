@@ -15,7 +15,7 @@ from recorded import ACCURACY, CHECKPOINT, metric_of, record
 
 from mpeval.errors import DataError, OutputError
 from mpeval.leaderboard.boards import COLUMNS, boards, under
-from mpeval.leaderboard.pages import publish
+from mpeval.leaderboard.pages import check, publish
 from mpeval.leaderboard.records import Record, records_of
 from mpeval.leaderboard.store import append, default_store, default_stores, read
 from mpeval.results import (
@@ -589,11 +589,32 @@ def test_an_empty_store_makes_pages_that_say_so(tmp_path: Path) -> None:
     assert not {"td", "script"} & set(Page(page).tags)
 
 
-def test_the_published_pages_of_the_project_are_those_of_its_records(tmp_path: Path) -> None:
-    folder = default_store().parent
-    pages = publish(default_stores(), tmp_path)
-    for path in pages:
-        beside = folder / path.name
-        if beside.exists():
-            assert beside.read_bytes() == path.read_bytes()
-    assert len(pages) == 2
+def test_the_published_pages_of_the_project_are_those_of_its_records() -> None:
+    assert len(check(default_stores(), default_store().parent)) == 2
+
+
+def test_a_page_that_is_missing_or_of_other_records_is_found_stale(tmp_path: Path) -> None:
+    store, pages = tmp_path / "results.jsonl", tmp_path / "pages"
+    append(store, [record(0.45)])
+    with pytest.raises(DataError, match=r"there is no `.*README.md`"):
+        check([store], pages)
+    markdown, page = publish([store], pages)
+    assert check([store], pages) == [markdown, page]
+    page.write_text(page.read_text().replace("45.00", "54.00"))
+    with pytest.raises(DataError, match=r"index.html` is not made of the records"):
+        check([store], pages)
+    publish([store], pages)
+    append(store, [record(0.46, digest="sha256:other")])
+    with pytest.raises(DataError, match=r"README.md` is not made of the records as they are now"):
+        check([store], pages)
+
+
+def test_only_the_lines_of_pictures_may_differ(tmp_path: Path) -> None:
+    store, pages = tmp_path / "results.jsonl", tmp_path / "pages"
+    append(store, [record(0.4 + 0.01 * n, digest=f"sha256:{n}", name=f"model {n}") for n in range(5)])
+    _, page = publish([store], pages)
+    text = page.read_text()
+    assert "<svg" in text
+    page.write_text(re.sub(r"<path d=\"[^\"]*\"", '<path d="M 0 0"', text))
+    assert page.read_text() != text
+    assert len(check([store], pages)) == 2
