@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 import math
@@ -23,6 +24,14 @@ UNRANKED = (
     "source-doubtful",
 )
 """A result with a flag that begins like one of these is shown, but never ranked against the published set."""
+
+
+def is_date(text: str) -> bool:
+    """Tell whether a text is a day of the calendar, written `YYYY-MM-DD`."""
+    try:
+        return datetime.date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False
 
 
 class Line(Document):
@@ -78,7 +87,8 @@ class Entry(Line):
     @property
     def date(self) -> str:
         """When the number came to be, `YYYY-MM-DD` or empty."""
-        return self.created_at[:10]
+        day = self.created_at[:10]
+        return day if is_date(day) else ""
 
     @property
     def ranked(self) -> bool:

@@ -7,10 +7,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from mpeval.errors import DataError
-from mpeval.leaderboard.entries import Entry
+from mpeval.leaderboard.entries import Entry, is_date
 from mpeval.results import Metric, Strict
 
 Unit = Literal["proportion", "perplexity"]
@@ -31,6 +31,13 @@ class Source(Strict):
     """A line of it."""
     evidence: str = ""
     """`S2` where two sources print the number, `S1` where one does."""
+
+    @field_validator("date")
+    @classmethod
+    def _is_a_day(cls, date: str) -> str:
+        if date and not is_date(date):
+            raise ValueError(f"`{date}` is no day of the calendar")
+        return date
 
 
 class ReportedModel(Strict):

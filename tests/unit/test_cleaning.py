@@ -155,6 +155,8 @@ def test_a_name_keeps_what_it_says_but_examples(raw: object, name: str, shots: s
         ("arxiv.org/abs/1", False),
         ("https://", False),
         ("https://a b", False),
+        ("HTTPS://example.org", False),
+        ("\x01https://example.org", False),
         ("https://[::1", False),
         ("", False),
         (None, False),

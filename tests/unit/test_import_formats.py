@@ -347,6 +347,15 @@ def test_a_later_file_that_contradicts_the_store_is_kept_and_flagged(tmp_path: P
     assert [(one.printed, one.flags) for one in numbers] == [("82.0", []), ("82.5", ["conflict"])]
 
 
+@pytest.mark.parametrize("date", ["2020-02-30", "2020-13-01", "0000-00-00", "２０２０-01-01"])
+def test_a_day_that_no_calendar_has_is_no_date(date: str, tmp_path: Path) -> None:
+    file = papers_file(tmp_path / "papers.json", LAMBADA=[paper_row("A model", date=date, Accuracy="70.0")])
+    imported = bring(file, "pwc", tmp_path / "store.jsonl")
+    assert "date" in codes_of(imported)["LAMBADA, row 1"]
+    (number,) = numbers_of(tmp_path / "store.jsonl")
+    assert number.date == ""
+
+
 def test_a_number_that_stands_twice_in_a_file_is_added_once(tmp_path: Path) -> None:
     line = "piqa,piqa/x,valid,accuracy,82.0,1838,,B,https://e.org,T,,,"
     imported, numbers = brought(f"{HEADER}\n{line}\n{line}\n", "csv", tmp_path)

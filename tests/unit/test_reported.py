@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
+from recorded import record
 from scipy.stats import binomtest
 
 from mpeval.errors import DataError
@@ -119,3 +121,13 @@ def test_further_metrics_keep_their_own_items_and_print() -> None:
     middle, high = made.other_metrics
     assert middle.stderr == pytest.approx(math.sqrt(0.918 * 0.082 / 1436))
     assert high.stderr is None
+
+
+def test_a_source_has_a_date_of_the_calendar_or_none() -> None:
+    assert Source(title="A paper", url="https://example.org", locator="Table 1").date == ""
+    with pytest.raises(ValidationError, match="no day of the calendar"):
+        Source(title="A paper", url="https://example.org", locator="Table 1", date="2020-02-30")
+
+
+def test_a_record_of_no_moment_has_no_date() -> None:
+    assert [record(created_at=moment).date for moment in ("2026-01-02T03:04:05Z", "yesterday")] == ["2026-01-02", ""]

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 
 from mpeval.errors import DataError, suggest
+from mpeval.leaderboard.entries import is_date
 from mpeval.leaderboard.importing.benchmarks import title_of, unit_of
 from mpeval.leaderboard.importing.cleaning import clean_size
 from mpeval.leaderboard.importing.drafts import Draft, Given, Reading, given_source, is_address
@@ -109,7 +110,7 @@ def _problems(row: Mapping[str, str]) -> list[tuple[str, str]]:
     if unit_of(row["metric"]) is None:
         found.append(("unknown-metric", f"which way `{row['metric']}` goes is not known: left out"))
     date = row.get("date", "")
-    if date and not re.fullmatch(r"\d{4}-\d{2}-\d{2}", date):
+    if date and not is_date(date):
         found.append(("date", f"`{date}` is no date: left out"))
     return found
 
@@ -151,7 +152,7 @@ def _source(row: Mapping[str, str], given: Given) -> Source | None:
         title=row.get("source") or url,
         url=url,
         locator=locator or "page",
-        date=date if re.fullmatch(r"\d{4}-\d{2}-\d{2}", date) else "",
+        date=date if is_date(date) else "",
         quote=row.get("quote", ""),
         evidence=row.get("evidence", ""),
     )

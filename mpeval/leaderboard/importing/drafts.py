@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from urllib.parse import urlsplit
@@ -109,13 +110,13 @@ class Reading:
 
 def is_address(text: object) -> bool:
     """Say whether a text is an address of the web that a source may have."""
-    if not isinstance(text, str) or any(letter.isspace() for letter in text):
+    if not isinstance(text, str) or not re.fullmatch(r"https?://[^\s]+", text):
         return False
     try:
         parts = urlsplit(text)
     except ValueError:
         return False
-    return parts.scheme in {"http", "https"} and bool(parts.hostname)
+    return bool(parts.hostname)
 
 
 def given_source(given: Given, locator: str) -> Source | None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mpeval.errors import DataError
+from mpeval.leaderboard.entries import is_date
 from mpeval.leaderboard.importing.benchmarks import (
     PROTOCOL_UNKNOWN,
     task_named,
@@ -165,7 +166,7 @@ def _results_entry(place: str, entry: Mapping[str, Any], given: Given, reading: 
     metric = GROUPS.get(kind, "accuracy") if task == "race" else "accuracy" * (not task.startswith("wikitext"))
     notes = words(entry["notes"])
     date = str(entry["date"] or "")[:10]
-    date = date if re.fullmatch(r"\d{4}-\d{2}-\d{2}", date) else ""
+    date = date if is_date(date) else ""
     source = _source(entry["source_url"], entry["source_name"], ".eval_results", date, given)
     problems = _problems(task, words(entry["dataset_id"]), metric or "perplexity of an unknown kind", source)
     if problems:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mpeval.errors import DataError
+from mpeval.leaderboard.entries import is_date
 from mpeval.leaderboard.importing.benchmarks import (
     PARAMETERS,
     PROTOCOL_UNKNOWN,
@@ -140,7 +141,7 @@ def _source(
 ) -> Source | None:
     """Return the paper of a row, or what its whole table is from."""
     date = words(entry.get("paper_date"))
-    if date and not re.fullmatch(r"\d{4}-\d{2}-\d{2}", date):
+    if date and not is_date(date):
         reading.say(place, model, [("date", f"`{date}` is no date: not used")])
         date = ""
     url = words(entry.get("paper_url"))

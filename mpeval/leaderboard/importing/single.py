@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from datetime import date as calendar_date
 from pathlib import Path
 
 from mpeval.errors import DataError, UsageError, suggest
+from mpeval.leaderboard.entries import is_date
 from mpeval.leaderboard.importing.benchmarks import title_of, unit_of
 from mpeval.leaderboard.importing.cleaning import clean_size
 from mpeval.leaderboard.importing.drafts import Given, is_address
@@ -162,9 +162,5 @@ def _check_address(url: str) -> None:
 
 
 def _check_date(date: str) -> None:
-    try:
-        valid = not date or calendar_date.fromisoformat(date).isoformat() == date
-    except ValueError:
-        valid = False
-    if not valid:
+    if date and not is_date(date):
         raise UsageError(f"`--date {date}` is no date", "give it as YYYY-MM-DD")
