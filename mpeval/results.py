@@ -6,7 +6,7 @@ import json
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 
 class Strict(BaseModel):
@@ -319,6 +319,12 @@ class RunResults(Document):
     torch_version: str
     training: TrainingInfo | None = None
     seeds: SeedSpread | None = None
+
+
+def invalid(error: ValidationError) -> str:
+    """Return which field of a document is wrong, and how, on one line."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    return f"`{'.'.join(map(str, first['loc']))}`: {first['msg'][:1].lower()}{first['msg'][1:]}"
 
 
 def now() -> str:

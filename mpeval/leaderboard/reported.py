@@ -9,11 +9,13 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from mpeval.errors import DataError
+from mpeval.errors import DataError, shown
 from mpeval.leaderboard.entries import Entry, is_date
 from mpeval.results import Metric, Strict
 
 Unit = Literal["proportion", "perplexity"]
+LONGEST = 310
+"""Digits of the longest number that is taken for one, as many as the largest float has."""
 UNATTAINABLE = "unattainable"
 """Flag of an accuracy that no whole number of right answers gives: rounding, truncation, or other items than said."""
 
@@ -91,8 +93,8 @@ def reported_metric(name: str, printed: str, unit: Unit, n: int | None) -> Metri
     Raises:
         DataError: no number, or one that the unit does not allow.
     """
-    if not re.fullmatch(r"\d+(\.\d+)?", printed):
-        raise DataError(f"`{printed}` is no plain number", "give what the source prints, without `%` or remarks")
+    if not re.fullmatch(r"[0-9]+(\.[0-9]+)?", printed) or len(printed) > LONGEST:
+        raise DataError(f"`{shown(printed)}` is no plain number", "give what the source prints, without `%` or remarks")
     value = float(printed)
     if unit == "perplexity":
         if value < 1:
@@ -114,12 +116,11 @@ def reported_metric(name: str, printed: str, unit: Unit, n: int | None) -> Metri
 def attainable(printed: str, n: int) -> bool:
     """Tell whether some number of `n` right answers, in percent and rounded, is printed so."""
     decimals = len(printed.partition(".")[2])
-    near = round(float(printed) / 100 * n)
+    near = round(float(printed) / 100 * n)  # if any number is printed so, then the nearest, or its neighbour on a tie
     wanted = round(float(printed), decimals)
-    reach = 1 + int(n / 100 / 10**decimals)
     return any(
         math.isclose(round(100 * correct / n, decimals), wanted, abs_tol=1e-9)
-        for correct in range(max(0, near - reach), min(n, near + reach) + 1)
+        for correct in range(max(0, near - 1), min(n, near + 1) + 1)
     )
 
 

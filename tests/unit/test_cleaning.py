@@ -108,13 +108,14 @@ def test_whatever_is_read_is_a_plain_number_or_has_a_reason(raw: object) -> None
         (math.nan, None),
         (True, None),
         (10**400, None),
+        ("9" * 400 + "T", None),
     ],
 )
 def test_a_size_is_a_number_of_parameters(raw: object, size: float | None) -> None:
     found, said = clean_size(raw)
     assert found == size
     assert [code for code, _ in said] == (
-        ["approximate"] if raw == "~257M" else ["size"] if raw in ("large", "0M", "17.1") else []
+        ["approximate"] if raw == "~257M" else ["size"] if raw in ("large", "0M", "17.1", "9" * 400 + "T") else []
     )
 
 

@@ -56,6 +56,11 @@ def test_attainable_of_published_values(printed: str, n: int, whether: bool) -> 
     assert attainable(printed, n) is whether
 
 
+def test_whether_a_share_of_very_many_items_is_attainable_is_told_at_once() -> None:
+    assert attainable("61.73", 10**12)
+    assert attainable("0." + "0" * 400, 5153)
+
+
 def test_an_accuracy_has_wilsons_interval_of_its_items() -> None:
     metric = reported_metric("accuracy", "90.0", "proportion", 3500)
     expected = binomtest(3150, 3500).proportion_ci(0.95, method="wilson")
@@ -77,6 +82,9 @@ def test_an_accuracy_of_unknown_items_and_a_perplexity_have_no_error_bar() -> No
     [
         ("82.0%", "proportion", "no plain number"),
         ("nan", "proportion", "no plain number"),
+        ("٣٤", "proportion", "no plain number"),
+        ("0." + "0" * 400, "proportion", "no plain number"),
+        ("9" * 400, "perplexity", "no plain number"),
         ("-1", "proportion", "no plain number"),
         ("100.1", "proportion", "above 100"),
         ("0.9", "perplexity", "below 1"),

@@ -181,6 +181,8 @@ def clean_size(raw: object) -> tuple[float | None, tuple[tuple[str, str], ...]]:
     if not match or not float(match.group(2)) or ("." in match.group(2) and not match.group(3)):
         return None, (("size", f"`{shown(text)}` is no number of parameters"),)
     size = float(Decimal(match.group(2)) * int(SCALES.get(match.group(3).upper(), 1)))
+    if finite(size) is None:
+        return None, (("size", f"`{shown(text)}` is no number of parameters"),)
     return size, (("approximate", f"`{shown(text)}` read as {size:,.0f} parameters"),) if match.group(1) else ()
 
 

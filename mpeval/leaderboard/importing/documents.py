@@ -61,6 +61,10 @@ def words(value: object) -> str:
     return " ".join(str(value).split()) if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
 
 
+LARGEST = 10**9
+"""More items than any set has."""
+
+
 def count(value: object) -> int | None:
     """Return a value if it is a number of items, else None."""
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 10**9 else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < LARGEST else None

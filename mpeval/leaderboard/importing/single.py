@@ -6,15 +6,18 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from mpeval.errors import DataError, UsageError, suggest
+from pydantic import ValidationError
+
+from mpeval.errors import DataError, UsageError, shown, suggest
 from mpeval.leaderboard.entries import is_date
 from mpeval.leaderboard.importing.benchmarks import title_of, unit_of
 from mpeval.leaderboard.importing.cleaning import clean_size
+from mpeval.leaderboard.importing.documents import count as count_of
 from mpeval.leaderboard.importing.drafts import Given, is_address
 from mpeval.leaderboard.published import card_of
 from mpeval.leaderboard.reported import Reported, ReportedModel, Source, reported
 from mpeval.leaderboard.store import append, check_store, read
-from mpeval.results import now
+from mpeval.results import invalid, now
 from mpeval.tasks.cards import card_names
 
 
@@ -65,7 +68,10 @@ def run(options: Options) -> tuple[Reported, int]:
         UsageError: options that do not say what a record must.
         DataError: a value that is no number, or another number for the same in the store.
     """
-    number = _number(options)
+    try:
+        number = _number(options)
+    except ValidationError as error:  # what is no text at all, for one
+        raise UsageError(f"no record can be made of that: {invalid(error)}", "say what the source says") from error
     check_store(options.store)
     if options.store.exists():
         for old in read(options.store):
@@ -151,8 +157,10 @@ def _values(options: Options) -> tuple[dict[str, str], dict[str, int]]:
             raise UsageError(f"`{count}` is no number of items", f"give `--value {name}={printed}/N`")
         values[name] = printed
         items |= {name: int(count)} if slash else {}
-    if unit_of(options.metric) == "proportion" and (options.n is None or options.n < 1):
+    if unit_of(options.metric) == "proportion" and options.n is None:
         raise UsageError("an accuracy is of some number of items", "give `--n`, the number of the set's questions")
+    if options.n is not None and count_of(options.n) is None:
+        raise UsageError(f"`--n {shown(options.n)}` is no number of items", "give `--n`, the number of the set's items")
     return values, items
 
 
