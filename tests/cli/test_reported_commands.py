@@ -15,7 +15,7 @@ from making import run_here
 
 from mpeval import cli_reported
 from mpeval.folders import data_folder
-from mpeval.leaderboard.importing import pipeline
+from mpeval.leaderboard.importing import papers, pipeline
 from mpeval.leaderboard.importing.checks import checked
 from mpeval.leaderboard.importing.delimited import COLUMNS, read
 from mpeval.leaderboard.importing.drafts import Given
@@ -187,6 +187,7 @@ def test_an_import_that_yields_nothing_fails(tmp_path: Path, capsys: pytest.Capt
         ("--format json --dry-run", "", 2, "`--format json` is unknown"),
         ("--format csv --dry-run", "", 1, "no column `task`"),
         ("--format csv --dry-run", HEADER.replace("model", "modle"), 1, "did you mean `model`?"),
+        ("--format csv --dry-run", f"{HEADER},date,date", 1, "more than one column `date`"),
         ("--format csv --dry-run", f'{HEADER}\n"x', 1, "is no CSV"),
         ("--format csv --dry-run", "\udcff", 1, "no UTF-8"),
         ("--format pwc --dry-run", "{", 1, "is no JSON"),
@@ -197,6 +198,10 @@ def test_an_import_that_yields_nothing_fails(tmp_path: Path, capsys: pytest.Capt
         ("--format csv --dry-run --source-url x", "", 2, "is no address"),
         ("--format csv --dry-run --source-title x", "", 2, "there is no `--source-url`"),
         ("--format model-index --dry-run", "a: [", 1, "is no YAML"),
+        ("--format model-index --dry-run", '!!int ""', 1, "is no YAML"),
+        ("--format model-index --dry-run", "!!timestamp x", 1, "is no YAML"),
+        ("--format model-index --dry-run", "!!bool x", 1, "is no YAML"),
+        ("--format model-index --dry-run", 'a: "\\ud800"', 1, "has no `model-index`"),
         ("--format model-index --dry-run", "a: 1", 1, "has no `model-index`"),
         ("--format eval-results --dry-run", "a: 1", 1, "is no list of results"),
         ("--format eee --dry-run", "{}", 1, "has no `schema_version`"),
@@ -209,6 +214,18 @@ def test_import_refuses_what_is_not_of_its_format(
     file.write_bytes(text.encode(errors="surrogateescape"))
     assert run_here(f"leaderboard import {file} {options}") == code
     assert said in " ".join(capsys.readouterr().err.split())
+
+
+def test_import_refuses_what_is_nested_deeper_than_it_can_be_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task: dict[str, Any] = {"task": "any"}
+    for _ in range(5000):
+        task = {"task": "any", "subtasks": [task]}
+    monkeypatch.setattr(papers, "json_of", lambda *_: task)  # how deep JSON itself may be is the interpreter's
+    (tmp_path / "file").write_text("{}", encoding="utf-8")
+    assert run_here(f"leaderboard import {tmp_path / 'file'} --format pwc --dry-run") == 1
+    assert "is nested too deep" in capsys.readouterr().err
 
 
 def test_import_refuses_a_file_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

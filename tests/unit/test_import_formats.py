@@ -132,6 +132,12 @@ def test_a_score_that_cannot_be_is_left_out(scores: Any, code: str, tmp_path: Pa
     assert one.task == "piqa"
 
 
+def test_a_standard_error_below_zero_is_none(tmp_path: Path) -> None:
+    changes = {"results": {"lambada_openai": {"perplexity": 9.87, "perplexity_stderr": -0.31}}, "n-samples": {}}
+    _, (one,) = brought(harness_file(**changes), "lm-eval", tmp_path, url=SOURCE)
+    assert (one.metric.stderr, one.metric.low) == (None, None)
+
+
 def test_a_perplexity_of_any_size_is_read(tmp_path: Path) -> None:
     changes = {"results": {"lambada_openai": {"ppl": 3594272.663948744, "ppl_stderr": 348190.6}}, "n-samples": {}}
     imported, (one,) = brought(harness_file(**changes), "lm-eval", tmp_path, url=SOURCE)
@@ -292,6 +298,16 @@ def test_a_fraction_of_every_eval_ever_is_read_by_its_unit(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
+    ("score", "unit", "stderr"),
+    [(90.0, "Percent", 0.0051), (90.0, "%", 0.0051), (90.0, None, 0.0051), (0.9, None, 0.51), (0.9, "fraction", 0.51)],
+)
+def test_an_error_has_the_unit_of_its_score(score: float, unit: str | None, stderr: float, tmp_path: Path) -> None:
+    _, (one,) = brought(ever_file(score, config={"metric_unit": unit}), "eee", tmp_path)
+    assert one.metric.value == pytest.approx(0.9)
+    assert one.metric.stderr == pytest.approx(stderr)
+
+
+@pytest.mark.parametrize(
     ("changes", "code"),
     [
         ({"config": {"lower_is_better": True}}, "direction"),
@@ -382,3 +398,11 @@ def test_hostile_names_are_kept_as_text(name: str, tmp_path: Path) -> None:
     store = tmp_path / "store.jsonl"
     bring(papers_file(tmp_path / "tables.json", RACE=[paper_row(name, Accuracy="80.0")]), "pwc", store)
     assert [one.model.name for one in numbers_of(store)] == [name]
+
+
+@pytest.mark.parametrize(("said", "name"), [(r"\ud800b", "?b"), (r"\ud83d\ude00b", "\U0001f600b")])
+def test_half_a_letter_is_no_text_but_a_pair_of_halves_is(said: str, name: str, tmp_path: Path) -> None:
+    file = papers_file(tmp_path / "papers.json", LAMBADA=[paper_row("A model", Accuracy="70.0")])
+    file.write_text(file.read_text(encoding="utf-8").replace("A model", said), encoding="utf-8")
+    bring(file, "pwc", tmp_path / "store.jsonl")
+    assert [one.model.name for one in numbers_of(tmp_path / "store.jsonl")] == [name]

@@ -57,8 +57,8 @@ def _check_header(header: list[str]) -> None:
     for name in header:
         if name not in COLUMNS:
             raise DataError(f"the file has a column `{name}`", suggest(name, list(COLUMNS)))
-    for name in REQUIRED:
-        if header.count(name) != 1:
+    for name in COLUMNS:
+        if header.count(name) > 1 or (name in REQUIRED and name not in header):
             what = "more than one column" if name in header else "no column"
             raise DataError(f"the file has {what} `{name}`", f"columns are {', '.join(f'`{one}`' for one in COLUMNS)}")
 

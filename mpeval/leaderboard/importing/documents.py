@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from mpeval.errors import DataError
+
+_HALF = r"\\(?:u|U0000)[dD][89a-fA-F][0-9a-fA-F]{2}"
+"""An escape that stands for half a letter of UTF-16."""
 
 
 def json_of(text: str, what: str) -> Any:
@@ -15,9 +19,12 @@ def json_of(text: str, what: str) -> Any:
         DataError: no JSON.
     """
     try:
-        return json.loads(text)
+        value = json.loads(text)
+        if re.search(_HALF, text):  # a pair of them is a letter, one alone is no text
+            value = json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
     except (ValueError, RecursionError) as error:
         raise DataError(f"the file is no JSON: {error}", f"give {what}") from error
+    return value
 
 
 def yaml_documents(text: str, what: str) -> list[Any]:
@@ -29,8 +36,10 @@ def yaml_documents(text: str, what: str) -> list[Any]:
     import yaml
 
     try:
-        return [document for document in yaml.safe_load_all(_front_matter(text)) if document is not None]
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        whole = re.sub(_HALF, r"\\ufffd", _front_matter(text))
+        return [document for document in yaml.safe_load_all(whole) if document is not None]
+    # the last four are what the parser raises at values that are not of their tag, such as `!!int ""`
+    except (yaml.YAMLError, RecursionError, ValueError, IndexError, KeyError, AttributeError, TypeError) as error:
         raise DataError(f"the file is no YAML: {' '.join(str(error).split())}", f"give {what}") from error
 
 

@@ -12,7 +12,7 @@ from mpeval.leaderboard.importing.benchmarks import PROTOCOL_UNKNOWN, task_named
 from mpeval.leaderboard.importing.cleaning import finite
 from mpeval.leaderboard.importing.documents import count, json_of, mapping, sequence, words
 from mpeval.leaderboard.importing.drafts import Draft, Given, Reading, given_source, is_address
-from mpeval.leaderboard.importing.scales import as_printed
+from mpeval.leaderboard.importing.scales import as_printed, is_fraction
 from mpeval.leaderboard.reported import ReportedModel, Source, Unit
 
 WHAT = "a file of Every Eval Ever, of one model's `evaluation_results`"
@@ -61,7 +61,8 @@ def _result(place: str, result: Mapping[str, Any], document: Mapping[str, Any], 
     items = count(uncertainty.get("num_samples"))
     protocol = details.get("protocol", "")
     known = bool(re.fullmatch(r"[^/\s]+(/[^/\s]+)+", protocol))
-    error = _error(uncertainty, unit, said)
+    in_percent = unit == "proportion" and not is_fraction(score.get("score"), said)
+    error = _error(uncertainty, in_percent=in_percent)
     size = words(mapping(info.get("additional_details")).get("parameters"))
     flags = [flag.strip() for flag in details.get("flags", "").split(",") if flag.strip()]
     reading.drafts.append(
@@ -130,9 +131,9 @@ def _source(document: Mapping[str, Any], given: Given) -> Source | None:
     )
 
 
-def _error(uncertainty: Mapping[str, Any], unit: Unit, said: str) -> float | None:
-    """Return the standard error as a proportion or a perplexity."""
+def _error(uncertainty: Mapping[str, Any], *, in_percent: bool) -> float | None:
+    """Return the standard error as a proportion or a perplexity; the file gives it in the unit of the score."""
     value = finite(mapping(uncertainty.get("standard_error")).get("value"))
     if value is None or value <= 0:
         return None
-    return value / 100 if unit == "proportion" and said == "percent" else value
+    return value / 100 if in_percent else value

@@ -155,7 +155,8 @@ def _metrics(scores: Mapping[str, Any], *, named: bool) -> Iterator[tuple[str, o
         if metric in NO_METRICS or metric.endswith("_stderr"):
             continue
         error = scores.get(f"{metric}_stderr{comma}{chosen}")
-        stderr = finite(error) or None
+        stderr = finite(error)
+        stderr = stderr if stderr and stderr > 0 else None
         name = METRICS.get(metric, metric) if named else metric
         found.append((name + (f"/{chosen}" if chosen not in {"", "none"} else ""), raw, stderr))
     order = {name: place for place, name in enumerate(PRIMARY)}

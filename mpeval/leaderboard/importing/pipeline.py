@@ -69,7 +69,12 @@ def run(options: Options) -> Imported:
         UsageError: a format that is unknown.
         DataError: a file that is not there or not of its format, or a store that is none.
     """
-    raw = _reader(options.form)(_text(options.file), options.given)
+    try:
+        raw = _reader(options.form)(_text(options.file), options.given)
+    except RecursionError as error:
+        raise DataError(
+            f"`{options.file}` is nested too deep", "give a file whose parts are within fewer parts"
+        ) from error
     reading = checked(replace(raw, drafts=joined(raw.drafts)))
     if options.store:
         check_store(options.store)
