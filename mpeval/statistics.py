@@ -87,6 +87,13 @@ def student_reach(stderr: float, units: int) -> float:
     return float(t.ppf(0.5 + LEVEL / 2, units - 1)) * stderr
 
 
+def normal_quantile() -> float:
+    """Return how many standard errors the normal interval reaches to either side."""
+    from scipy.stats import norm
+
+    return float(norm.ppf(0.5 + LEVEL / 2))
+
+
 def clustered_error(values: Sequence[float], clusters: Sequence[str]) -> float:
     """Return the standard error of a mean over items of which some share a cluster (two clusters at least).
 
@@ -120,9 +127,7 @@ def proportion_interval(share: float, n: int) -> tuple[float, float]:
 
     It is for an accuracy that was only reported, rounded to a digit or two, as for one that was counted.
     """
-    from scipy.stats import norm
-
-    z = float(norm.ppf(0.5 + LEVEL / 2))
+    z = normal_quantile()
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)
     reach = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     return min(share, max(0.0, middle - reach)), max(share, min(1.0, middle + reach))  # rounding may pass the share

@@ -10,9 +10,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from mpeval.errors import UsageError
-from mpeval.statistics import LEVEL, proportion_error
+from mpeval.errors import UsageError, shown
+from mpeval.statistics import LEVEL, normal_quantile, proportion_error
 from mpeval.tasks.cards import load_card
+
+MOST = 10**12
+"""More items than any set has."""
+LEAST = 1e-6
+"""The smallest effect that is looked for: one item in a million."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +50,8 @@ def resolution(n: int, *, accuracy: float, correlation: float, power: float) -> 
         UsageError: numbers with which nothing can be said.
     """
     _check(accuracy=accuracy, correlation=correlation, power=power)
-    if n < 2:
-        raise UsageError(f"{n} items resolve nothing", "give `--n 2` or more")
+    if not 2 <= n < MOST:
+        raise UsageError(f"of {shown(n)} items nothing can be said", f"give `--n` between 2 and {MOST:,}")
     stderr = proportion_error(accuracy, n)
     reach = _quantiles(power)
     return Power(
@@ -55,7 +60,7 @@ def resolution(n: int, *, accuracy: float, correlation: float, power: float) -> 
         correlation=correlation,
         power=power,
         stderr=stderr,
-        half_width=_level() * stderr,
+        half_width=normal_quantile() * stderr,
         unpaired=reach * math.sqrt(2) * stderr,
         paired=reach * math.sqrt(2 * (1 - correlation)) * stderr,
     )
@@ -68,9 +73,10 @@ def items_needed(effect: float, *, accuracy: float, correlation: float, power: f
         UsageError: as `resolution`, or an effect that no two accuracies have.
     """
     _check(accuracy=accuracy, correlation=correlation, power=power)
-    if not 0 < effect < 1:
+    if not LEAST <= effect < 1:
         raise UsageError(
-            f"an effect of {100 * effect:g} points is none that accuracies have", "give one between 0 and 100"
+            f"an effect of {100 * effect:g} points is none that accuracies have",
+            f"give one below 100, of {100 * LEAST:g} or more",
         )
     variance = 2 * (1 - correlation) * accuracy * (1 - accuracy)
     return max(2, math.ceil(variance * (_quantiles(power) / effect) ** 2))
@@ -104,14 +110,8 @@ def _check(*, accuracy: float, correlation: float, power: float) -> None:
             raise UsageError(f"`{option} {value:g}` is out of range", f"give a number {range_}")
 
 
-def _level() -> float:
-    from scipy.stats import norm
-
-    return float(norm.ppf(0.5 + LEVEL / 2))
-
-
 def _quantiles(power: float) -> float:
     """Return how many errors away a difference must be; the other tail's share of the power is left out."""
     from scipy.stats import norm
 
-    return _level() + float(norm.ppf(power))
+    return normal_quantile() + float(norm.ppf(power))

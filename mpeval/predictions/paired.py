@@ -12,7 +12,7 @@ from typing import Any, TypeVar, cast
 
 from mpeval.errors import DataError
 from mpeval.results import Comparison, PerplexityComparison
-from mpeval.statistics import LEVEL, bounded_exp, cluster_sums, clustered_error, ratio_of_sums, student_reach
+from mpeval.statistics import bounded_exp, cluster_sums, clustered_error, normal_quantile, ratio_of_sums, student_reach
 from mpeval.tasks.summary import cluster_of
 
 Sample = Mapping[str, Any]
@@ -107,7 +107,7 @@ def compare(
     count = len(set(clusters))
     difference = math.fsum(differences) / len(differences)
     stderr = clustered_error(differences, clusters) if count > 1 else None
-    reach = None if stderr is None else _quantile() * stderr
+    reach = None if stderr is None else normal_quantile() * stderr
     only_first, only_second = (sum(sign * item > 0 for item in differences) for sign in (1, -1))
     discordant = only_first + only_second
     return Comparison(
@@ -210,12 +210,6 @@ def _correlation(first: Sequence[float], second: Sequence[float]) -> float | Non
 
 _NOTHING = 1e-12
 """What rounding leaves of numbers that are 0."""
-
-
-def _quantile() -> float:
-    from scipy.stats import norm
-
-    return float(norm.ppf(0.5 + LEVEL / 2))
 
 
 def _p_value(difference: float, stderr: float, clusters: int, tail: Callable[[float, int], float]) -> float:

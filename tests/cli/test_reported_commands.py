@@ -107,6 +107,7 @@ def test_report_refuses_another_value_of_the_same(tmp_path: Path, capsys: pytest
         ({"--task": "lambda"}, 2, "did you mean `lambada`?"),
         ({"--split": "validation"}, 2, "has no split `validation`"),
         ({"--protocol": "megatron-strict"}, 2, "is no TASK/PROTOCOL"),
+        ({"--protocol": "race/megatron"}, 2, "is not of LAMBADA"),
         ({"--metric": "bleu"}, 2, "which way `bleu` goes"),
         ({"--n": None}, 2, "give `--n`"),
         ({"--n": "0"}, 2, "give `--n`"),

@@ -110,12 +110,13 @@ def test_numbers_out_of_range_are_refused(changes: dict[str, float], option: str
         resolution(100, **{"accuracy": 0.7, **USUAL, **changes})
 
 
-@pytest.mark.parametrize("effect", [0.0, -0.01, 1.0, math.nan])
+@pytest.mark.parametrize("effect", [0.0, -0.01, 1.0, math.nan, 1e-200])
 def test_an_effect_that_cannot_be_is_refused(effect: float) -> None:
     with pytest.raises(UsageError, match="is none that accuracies have"):
         items_needed(effect, accuracy=0.7, **USUAL)
 
 
-def test_one_item_resolves_nothing() -> None:
-    with pytest.raises(UsageError, match="1 items resolve nothing"):
-        resolution(1, accuracy=0.7, **USUAL)
+@pytest.mark.parametrize("n", [-1, 1, 10**400])
+def test_of_one_item_or_without_end_nothing_can_be_said(n: int) -> None:
+    with pytest.raises(UsageError, match="nothing can be said"):
+        resolution(n, accuracy=0.7, **USUAL)

@@ -11,7 +11,7 @@ from mpeval.errors import DataError, suggest
 from mpeval.leaderboard.entries import is_date
 from mpeval.leaderboard.importing.benchmarks import title_of, unit_of
 from mpeval.leaderboard.importing.cleaning import clean_size
-from mpeval.leaderboard.importing.drafts import Draft, Given, Reading, given_source, is_address
+from mpeval.leaderboard.importing.drafts import Draft, Given, Reading, given_source, is_address, is_protocol
 from mpeval.leaderboard.reported import ReportedModel, Source
 
 REQUIRED = ("task", "protocol", "split", "metric", "value", "model")
@@ -105,7 +105,7 @@ def _row(header: list[str], cells: list[str], place: str, given: Given, reading:
 def _problems(row: Mapping[str, str]) -> list[tuple[str, str]]:
     """Return what keeps a line from being a number at all."""
     found = [("missing", f"no {name}: left out") for name in ("task", "protocol", "split") if not row[name]]
-    if row["protocol"] and not re.fullmatch(r"[^/\s]+(/[^/\s]+)+", row["protocol"]):
+    if row["protocol"] and not is_protocol(row["protocol"]):
         found.append(("protocol", f"`{row['protocol']}` is no TASK/PROTOCOL: left out"))
     if unit_of(row["metric"]) is None:
         found.append(("unknown-metric", f"which way `{row['metric']}` goes is not known: left out"))

@@ -119,6 +119,22 @@ def is_address(text: object) -> bool:
     return bool(parts.hostname)
 
 
+PROTOCOL = r"[^/\s]+(?:/[^/\s]+)+"
+"""What TASK/PROTOCOL looks like."""
+
+
+def is_protocol(text: str) -> bool:
+    """Say whether a text is TASK/PROTOCOL."""
+    return bool(re.fullmatch(PROTOCOL, text))
+
+
+def shots_suffix(shots: str) -> str:
+    """Return the end of the name of a protocol that shows so many examples, or finetunes."""
+    if shots.isdigit() or shots == "few":
+        return f"-{shots}-shot"
+    return f"-{shots}" * bool(re.fullmatch(r"\w+", shots))
+
+
 def given_source(given: Given, locator: str) -> Source | None:
     """Return the source that the user named, None if none was."""
     if not given.url:

@@ -11,7 +11,7 @@ from mpeval.errors import DataError
 from mpeval.leaderboard.importing.benchmarks import PROTOCOL_UNKNOWN, task_named, title_of, unit_of
 from mpeval.leaderboard.importing.cleaning import finite
 from mpeval.leaderboard.importing.documents import count, json_of, mapping, sequence, words
-from mpeval.leaderboard.importing.drafts import Draft, Given, Reading, given_source, is_address
+from mpeval.leaderboard.importing.drafts import Draft, Given, Reading, given_source, is_address, is_protocol
 from mpeval.leaderboard.importing.scales import as_printed, is_fraction
 from mpeval.leaderboard.reported import ReportedModel, Source, Unit
 
@@ -60,7 +60,7 @@ def _result(place: str, result: Mapping[str, Any], document: Mapping[str, Any], 
     uncertainty = mapping(score.get("uncertainty"))
     items = count(uncertainty.get("num_samples"))
     protocol = details.get("protocol", "")
-    known = bool(re.fullmatch(r"[^/\s]+(/[^/\s]+)+", protocol))
+    known = is_protocol(protocol)
     in_percent = unit == "proportion" and not is_fraction(score.get("score"), said)
     error = _error(uncertainty, in_percent=in_percent)
     size = words(mapping(info.get("additional_details")).get("parameters"))

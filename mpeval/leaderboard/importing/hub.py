@@ -15,7 +15,15 @@ from mpeval.leaderboard.importing.benchmarks import (
     unit_of,
 )
 from mpeval.leaderboard.importing.documents import count, mapping, sequence, words, yaml_documents
-from mpeval.leaderboard.importing.drafts import Draft, Given, Reading, given_source, is_address
+from mpeval.leaderboard.importing.drafts import (
+    Draft,
+    Given,
+    Reading,
+    given_source,
+    is_address,
+    is_protocol,
+    shots_suffix,
+)
 from mpeval.leaderboard.importing.scales import as_printed
 from mpeval.leaderboard.published import RACE_TEST, published_items
 from mpeval.leaderboard.reported import ReportedModel, Source
@@ -77,7 +85,7 @@ def _index_entry(place: str, raw_name: object, result: Mapping[str, Any], given:
     if printed is None:
         return
     protocol = words(said.get("protocol"))
-    known = bool(re.fullmatch(r"[^/\s]+(/[^/\s]+)+", protocol))
+    known = is_protocol(protocol)
     shots = words(said.get("num_few_shot", said.get("shots"))) or name.shots
     split = words(result["dataset_split"])
     items = count(args.get("n"))
@@ -86,7 +94,7 @@ def _index_entry(place: str, raw_name: object, result: Mapping[str, Any], given:
             place=place,
             task=task,
             title=title_of(task),
-            protocol=protocol if known else f"{task}/model-index" + _suffix(shots),
+            protocol=protocol if known else f"{task}/model-index" + shots_suffix(shots),
             split=SPLITS.get(split, split) or "test",
             unit=unit,
             values={metric: printed},
@@ -102,10 +110,6 @@ def _index_entry(place: str, raw_name: object, result: Mapping[str, Any], given:
 def _flags(said: Mapping[str, Any], *, known: bool) -> tuple[str, ...]:
     flags = [words(flag) for flag in sequence(said.get("flags")) if words(flag)]
     return tuple(dict.fromkeys([*flags, *([] if known else [PROTOCOL_UNKNOWN])]))
-
-
-def _suffix(shots: str) -> str:
-    return f"-{shots}-shot" if shots.isdigit() or shots == "few" else f"-{shots}" * bool(re.fullmatch(r"\w+", shots))
 
 
 def _metric(task: str, result: Mapping[str, Any]) -> str:
@@ -186,7 +190,7 @@ def _results_entry(place: str, entry: Mapping[str, Any], given: Given, reading: 
             place=place,
             task=task,
             title=title_of(task),
-            protocol=protocol.group(1) if protocol else f"{task}/eval-results" + _suffix(name.shots),
+            protocol=protocol.group(1) if protocol else f"{task}/eval-results" + shots_suffix(name.shots),
             split=split,
             unit="proportion",
             values={metric: printed},

@@ -19,7 +19,7 @@ from mpeval.leaderboard.importing.benchmarks import (
 )
 from mpeval.leaderboard.importing.cleaning import clean_size
 from mpeval.leaderboard.importing.documents import json_of, mapping, sequence, words
-from mpeval.leaderboard.importing.drafts import Draft, Given, Reading, given_source, is_address
+from mpeval.leaderboard.importing.drafts import Draft, Given, Reading, given_source, is_address, shots_suffix
 from mpeval.leaderboard.published import published_items
 from mpeval.leaderboard.reported import ReportedModel, Source
 
@@ -190,16 +190,14 @@ def _is_share(metric: str) -> bool:
 
 
 def _draft(row: _Row, task: str, split: str, values: dict[str, str]) -> Draft:
-    shots = row.model.shots
     unit = unit_of(next(iter(values)))
     assert unit is not None
     items = {metric: count for metric in values if (count := published_items(task, split, metric))}
-    suffix = f"-{shots}-shot" if shots.isdigit() or shots == "few" else f"-{shots}" * bool(shots)
     return Draft(
         place=row.place,
         task=task,
         title=title_of(task),
-        protocol=f"{task}/papers-with-code{suffix}",
+        protocol=f"{task}/papers-with-code{shots_suffix(row.model.shots)}",
         split=split,
         unit=unit,
         values=values,

@@ -15,6 +15,7 @@ from mpeval.leaderboard.importing.drafts import Draft, Finding, Given, Reading, 
 from mpeval.leaderboard.reported import UNATTAINABLE, Reported, reported
 from mpeval.leaderboard.store import append, check_store, read
 from mpeval.results import Metric, now
+from mpeval.statistics import normal_quantile
 
 FORMATS = {
     "csv": "delimited.read",
@@ -27,7 +28,6 @@ FORMATS = {
 """Reader of each format, `module.function` of this package."""
 CONFLICT = "conflict"
 """Flag of numbers of one thing that differ."""
-Z = 1.959963984540054
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +154,8 @@ def _with_error(metric: Metric, stderr: float | None) -> Metric:
         return metric
     if metric.low is not None:
         return metric.model_copy(update={"stderr": stderr})
-    low, high = metric.value - Z * stderr, metric.value + Z * stderr
+    reach = normal_quantile() * stderr
+    low, high = metric.value - reach, metric.value + reach
     low, high = (max(0.0, low), min(1.0, high)) if metric.unit == "proportion" else (max(1.0, low), high)
     bars = {"stderr": stderr, "low": low, "high": high, "interval": "normal, standard error of the source"}
     return metric.model_copy(update=bars)

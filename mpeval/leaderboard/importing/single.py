@@ -13,7 +13,7 @@ from mpeval.leaderboard.entries import is_date
 from mpeval.leaderboard.importing.benchmarks import title_of, unit_of
 from mpeval.leaderboard.importing.cleaning import clean_size
 from mpeval.leaderboard.importing.documents import count as count_of
-from mpeval.leaderboard.importing.drafts import Given, is_address
+from mpeval.leaderboard.importing.drafts import Given, is_address, is_protocol
 from mpeval.leaderboard.published import card_of
 from mpeval.leaderboard.reported import Reported, ReportedModel, Source, reported
 from mpeval.leaderboard.store import append, check_store, read
@@ -128,8 +128,10 @@ def _check_names(options: Options) -> None:
     if card is None and not options.title:
         hint = f"{suggest(options.task, card_names())}; another benchmark needs `--title`"
         raise UsageError(f"there is no task `{options.task}`", hint)
-    if not re.fullmatch(r"[^/\s]+(/[^/\s]+)+", options.protocol):
+    if not is_protocol(options.protocol):
         raise UsageError(f"`--protocol {options.protocol}` is no TASK/PROTOCOL", f"say `{options.task}/...`")
+    if card and not options.protocol.startswith((f"{options.task}/", "lm-eval/")):  # it would rank among another task's
+        raise UsageError(f"`--protocol {options.protocol}` is not of {card.title}", f"say `{options.task}/...`")
     splits = [split.name for split in card.splits] if card else []
     if card and options.split not in splits and not options.split.startswith("test"):
         raise UsageError(f"{card.title} has no split `{options.split}`", suggest(options.split, splits))
