@@ -6,7 +6,7 @@ import json
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 
 class Strict(BaseModel):
@@ -110,7 +110,8 @@ class Result(Strict):
     protocol: str
     protocol_version: str
     title: str
-    metrics: list[Metric]
+    metrics: list[Metric] = Field(min_length=1)
+    """The primary one first."""
     n: int
     n_correct: int | None
     items: int
@@ -293,7 +294,7 @@ class EnsembleResults(Document):
     data: DataInfo
     flags: list[str]
     members: list[EnsembleMember]
-    metrics: list[Metric]
+    metrics: list[Metric] = Field(min_length=1)
     n: int
     n_correct: int
     comparisons: list[Comparison]

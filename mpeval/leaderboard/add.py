@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -14,7 +12,7 @@ from mpeval.finetuned import EVALUATIONS, FILE, SEEDS_FILE, read_finetuned, read
 from mpeval.journal import RESULTS_FILE, SAMPLES_FILE
 from mpeval.leaderboard.records import Record, records_of
 from mpeval.leaderboard.samples import samples_info
-from mpeval.predictions.members import read_results
+from mpeval.predictions.members import read_object, read_results
 from mpeval.results import EnsembleResults, RunResults
 
 
@@ -65,6 +63,8 @@ def _of_evaluation(folder: Path, store: Path) -> list[Record]:
     if _schema(folder / RESULTS_FILE) == EnsembleResults.model_fields["schema_"].default:
         return [_of_ensemble(folder, store)]
     results = _chosen(read_results(folder / RESULTS_FILE, "evaluate the model again"), folder)
+    if not results.results:
+        raise DataError(f"`{folder / RESULTS_FILE}` is of no task", "evaluate the model again")
     records = records_of(results, folder / SAMPLES_FILE, store)
     for record, result in zip(records, results.results, strict=True):
         # lm-eval's tasks may have several lines of an item, one for each filter
@@ -78,17 +78,7 @@ def _of_evaluation(folder: Path, store: Path) -> list[Record]:
 
 
 def _schema(path: Path) -> object:
-    return _object(path).get("schema")
-
-
-def _object(path: Path) -> dict[str, Any]:
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"cannot read `{path}`: {error}", "evaluate the model again") from error
-    if not isinstance(raw, dict):
-        raise DataError(f"`{path}` holds no object", "evaluate the model again")
-    return raw
+    return read_object(path).get("schema")
 
 
 def _chosen(results: RunResults, folder: Path) -> RunResults:
@@ -109,7 +99,7 @@ def _of_ensemble(folder: Path, store: Path) -> Record:
     from mpeval.tasks.cards import load_card
 
     path = folder / RESULTS_FILE
-    raw = _object(path)
+    raw = read_object(path)
     try:
         results = EnsembleResults(schema_=raw.pop("schema"), **raw)
     except (ValidationError, TypeError) as error:

@@ -19,6 +19,7 @@ from mpeval.folders import data_folder, unwritable
 from mpeval.leaderboard.entries import Entry, Line, Retraction
 from mpeval.leaderboard.records import Record
 from mpeval.leaderboard.reported import Reported
+from mpeval.results import invalid
 
 KINDS: dict[str, type[Line]] = {"measured": Record, "reported": Reported, "retraction": Retraction}
 Number = Record | Reported
@@ -35,15 +36,21 @@ def _locked(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def check_store(path: Path) -> None:
-    """Refuse a file that is no leaderboard, or a place that no file can be in, before anything is computed."""
-    if path.exists():
-        _check_content(_content(path), path)
-    for folder in path.parents:
-        if folder.exists():
-            if not folder.is_dir():
-                raise unwritable(path, NotADirectoryError(0, f"`{folder}` is not a folder"), "--record")
-            break
+def check_store(path: Path, option: str = "--record") -> None:
+    """Refuse a file that is no leaderboard, or a place that no file can be in, before anything is computed.
+
+    `option` is the one by which the user named the store, for messages.
+    """
+    try:
+        if path.exists():
+            _check_content(_content(path), path)
+        for folder in path.parents:
+            if folder.exists():
+                if not folder.is_dir():
+                    raise unwritable(path, NotADirectoryError(0, f"`{folder}` is not a folder"), option)
+                break
+    except OSError as error:  # a name that is too long, or a folder that may not be looked into
+        raise unwritable(path, error, option) from error
 
 
 def append(path: Path, lines: Sequence[Line], option: str = "--record") -> int:
@@ -174,9 +181,9 @@ def scan(path: Path) -> Iterator[tuple[int, Line | DamagedLine]]:
 
 
 def _content(path: Path) -> bytes:
-    if not path.is_file():
-        raise DataError(f"no leaderboard at `{path}`", "`mpeval evaluate ... --record FILE` begins one")
     try:
+        if not path.is_file():
+            raise DataError(f"no leaderboard at `{path}`", "`mpeval evaluate ... --record FILE` begins one")
         return path.read_bytes()
     except OSError as error:
         raise DataError(f"cannot read `{path}`: {error.strerror}", "check its permissions and the disk") from error
@@ -218,11 +225,18 @@ def _parse(text: bytes, path: Path, number: int) -> Line:
         code = "schema" if raw.get("schema") not in {None, Line.model_fields["schema_"].default} else "record"
         line = KINDS[raw["kind"]](schema_=raw.pop("schema"), **raw)
     except (ValueError, ValidationError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        reason = str(error).splitlines()[0]
-        raise DamagedLine(f"`{path}` line {number} is no record: {reason}", code) from error
+        raise DamagedLine(f"`{path}` line {number} is no record: {_reason(error)}", code) from error
     if line.record_id != line.identity():
         raise DamagedLine(f"`{path}` line {number} was changed after it was written", "changed")
     return line
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        return invalid(error)
+    if isinstance(error, KeyError):
+        return f"it has no `{error.args[0]}`" if error.args[0] in {"kind", "schema"} else f"no kind is {error}"
+    return str(error).splitlines()[0]
 
 
 class DamagedLine(DataError):

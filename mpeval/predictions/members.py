@@ -163,7 +163,7 @@ def read_results(path: Path, hint: str) -> RunResults:
     """
     if not path.is_file():
         raise DataError(f"the evaluation in `{path.parent}` is not finished: there is no `{path.name}`", hint)
-    raw = _object(path)
+    raw = read_object(path)
     try:
         return RunResults(schema_=raw.pop("schema", None), **raw)
     except (ValidationError, TypeError) as error:
@@ -171,7 +171,12 @@ def read_results(path: Path, hint: str) -> RunResults:
         raise DataError(f"`{path}` holds no results of an evaluation: {reason}", "evaluate the model again") from error
 
 
-def _object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file that a command wrote into a run's folder.
+
+    Raises:
+        DataError: it cannot be read, or holds something else than an object.
+    """
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -205,7 +210,7 @@ def _check_identity(path: Path, run: RunResults, result: Result) -> None:
     """Refuse samples of another checkpoint, data or version of the protocol than the results beside them."""
     if not path.is_file():
         raise DataError(f"`{path.parent}` is no evaluation: there is no `{path.name}`", "evaluate the model again")
-    identity = _object(path)
+    identity = read_object(path)
     expected = {"checkpoint": run.checkpoint.digest}
     if result.harness is None:
         expected[f"data of {result.protocol}"] = result.data.digest

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,13 @@ def verdicts(command: str, capsys: pytest.CaptureFixture[str], code: int = 0) ->
     capsys.readouterr()
     assert run_here(f"leaderboard verify {command} --json") == code
     return list(json.loads(capsys.readouterr().out))
+
+
+def changed_results(change: Callable[[dict[str, Any]], None]) -> None:
+    """Change the results of `run1`."""
+    raw = json.loads(Path("run1/results.json").read_text())
+    change(raw)
+    Path("run1/results.json").write_text(json.dumps(raw))
 
 
 def evaluations(folder: Path, count: int, **more: Any) -> list[Path]:
@@ -229,13 +237,18 @@ def test_of_several_seeds_the_chosen_one_says_so(tmp_path: Path) -> None:
         (lambda: Path("run1/results.json").write_text("{"), "cannot read `run1/results.json`"),
         (lambda: Path("run1/results.json").write_text("[]"), "`run1/results.json` holds no object"),
         (lambda: Path("run1/results.json").write_text("{}"), "holds no results of an evaluation"),
+        (
+            lambda: changed_results(lambda raw: raw["results"][0].update(metrics=[])),
+            "holds no results of an evaluation",
+        ),
+        (lambda: changed_results(lambda raw: raw.update(results=[])), "`run1/results.json` is of no task"),
         (lambda: Path("run1/samples.jsonl").write_text("x\n"), "`run1/samples.jsonl` line 1 is no sample"),
         (
             lambda: Path("run1/samples.jsonl").write_text(Path("run1/samples.jsonl").read_text().partition("\n")[0]),
             "holds 1 samples under `race/megatron`",
         ),
     ],
-    ids=["no-folder", "killed", "empty", "torn", "list", "other", "samples", "fewer"],
+    ids=["no-folder", "killed", "empty", "torn", "list", "other", "no-metric", "no-task", "samples", "fewer"],
 )
 def test_a_folder_without_a_whole_run_is_refused(
     spoil: Any, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -17,7 +17,7 @@ from mpeval.errors import DataError, OutputError
 from mpeval.leaderboard.boards import COLUMNS, boards, under
 from mpeval.leaderboard.pages import check, publish
 from mpeval.leaderboard.records import Record, records_of
-from mpeval.leaderboard.store import append, default_store, default_stores, read
+from mpeval.leaderboard.store import append, check_store, default_store, default_stores, read
 from mpeval.results import (
     CheckpointInfo,
     DataInfo,
@@ -177,6 +177,21 @@ def test_a_line_that_is_no_record_is_an_error_with_its_number(line: str, tmp_pat
         read(store)
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"schema": "mpeval.result/1"}', "it has no `kind`"),
+        ('{"kind": "measured"}', "it has no `schema`"),
+        ('{"schema": "mpeval.result/1", "kind": "guessed"}', "no kind is 'guessed'"),
+        (record().line().replace('"n":5153', '"n":"many"'), "`n`: input should be a valid integer"),
+    ],
+)
+def test_a_line_that_is_no_record_is_said_what_it_lacks(line: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "results.jsonl").write_text(f"{record().line()}\n{line}\n")
+    with pytest.raises(DataError, match=said):
+        read(tmp_path / "results.jsonl")
+
+
 def test_a_record_of_another_schema_is_not_taken_for_one_of_ours(tmp_path: Path) -> None:
     store = tmp_path / "results.jsonl"
     store.write_text(record().line().replace("mpeval.result/1", "mpeval.result/99") + "\n")
@@ -194,6 +209,15 @@ def test_a_store_that_cannot_be_written_is_an_output_error(tmp_path: Path) -> No
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot write"):
         append(tmp_path / "file" / "results.jsonl", [record()])
+
+
+def test_a_name_that_is_too_long_is_no_traceback(tmp_path: Path) -> None:
+    store = tmp_path / ("x" * 300)
+    with pytest.raises(DataError, match="File name too long"):
+        read(store)
+    with pytest.raises(OutputError, match="File name too long") as raised:
+        check_store(store, "--store")
+    assert "by `--store`" in raised.value.hint
 
 
 def test_the_same_measurement_is_added_once_whatever_its_layout_and_time(tmp_path: Path) -> None:

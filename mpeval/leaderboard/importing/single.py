@@ -72,7 +72,7 @@ def run(options: Options) -> tuple[Reported, int]:
         number = _number(options)
     except ValidationError as error:  # what is no text at all, for one
         raise UsageError(f"no record can be made of that: {invalid(error)}", "say what the source says") from error
-    check_store(options.store)
+    check_store(options.store, "--store")
     if options.store.exists():
         for old in read(options.store):
             if isinstance(old, Reported) and old.slot == number.slot and not number.repeats(old):
