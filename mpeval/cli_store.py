@@ -53,9 +53,11 @@ def leaderboard_retract(
 ) -> None:
     """Take a record back by a line that says so; nothing is deleted."""
     from mpeval.leaderboard.retract import retract
+    from mpeval.leaderboard.text import one_line
+    from mpeval.report import line
 
     taken = retract(store, record, reason)
-    typer.echo(f"took back {taken.record_id[:19]}: {taken.title}, {taken.protocol}, {taken.model.name}")
+    line(f"took back {taken.record_id[:19]}: {one_line(f'{taken.title}, {taken.protocol}, {taken.model.name}')}")
 
 
 @leaderboard_app.command("lint")
@@ -64,13 +66,14 @@ def leaderboard_lint(store: StoresOption = None, as_json: JsonOption = False) ->
     from mpeval.errors import DataError
     from mpeval.leaderboard.lint import lint
     from mpeval.leaderboard.store import default_stores
+    from mpeval.leaderboard.text import one_line
 
     found = lint(store or default_stores())
     if as_json:
         typer.echo(json.dumps([_finding(item) for item in found], indent=2, ensure_ascii=False))
     else:
-        for item in found:
-            typer.echo(f"{item.store}:{item.line}: {item.severity}: {_flat(item.message)} [{item.code}]")
+        for item in found:  # whatever a store holds, each on its line
+            typer.echo(f"{item.store}:{item.line}: {item.severity}: {one_line(item.message)} [{item.code}]")
     counts = Counter(item.severity for item in found)
     said = f"{_many(counts['error'], 'error')}, {_many(counts['warning'], 'warning')}"
     if counts["error"]:
@@ -154,6 +157,7 @@ def _verdict(item: Verdict) -> dict[str, Any]:
 
 
 def _show_verdicts(found: Sequence[Verdict]) -> None:
+    from mpeval.leaderboard.text import one_line
     from mpeval.report import line, table
 
     rows = [
@@ -171,7 +175,7 @@ def _show_verdicts(found: Sequence[Verdict]) -> None:
     notes: dict[str, list[str]] = defaultdict(list)
     for item in found:
         for said in ([f"FAILED: {item.problem}"] if item.problem else []) + list(item.notes):
-            notes[f"{item.store}: {_flat(said)}"].append(str(item.line))
+            notes[f"{item.store}: {one_line(said)}"].append(str(item.line))
     for note, lines in notes.items():
         line(f"{'line' if len(lines) == 1 else 'lines'} {', '.join(lines)} of {note}")
     counts = Counter(item.state for item in found)
@@ -180,8 +184,3 @@ def _show_verdicts(found: Sequence[Verdict]) -> None:
 
 def _many(count: int, what: str) -> str:
     return f"{count} {what}{'s' * (count != 1)}"
-
-
-def _flat(text: str) -> str:
-    """Keep a message on its line, whatever a store holds."""
-    return " ".join(text.split())

@@ -12,13 +12,12 @@ from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progres
 from rich.table import Table
 from rich.text import Text
 
+from mpeval.leaderboard.text import harmless
 from mpeval.results import Comparison, ComparisonResults, EnsembleResults, Metric, RunResults, Verdict
 
 if TYPE_CHECKING:
-    from mpeval.leaderboard.power import Power
-
-if TYPE_CHECKING:
     from mpeval.leaderboard.importing.pipeline import Imported
+    from mpeval.leaderboard.power import Power
 
 Rows = Sequence[Sequence[str]]
 
@@ -93,7 +92,7 @@ def table(
             no_wrap=column.partition("\n")[0] in {"protocol", "metric", "value"},
         )
     for row in rows:
-        made.add_row(*(Text(cell) for cell in row))
+        made.add_row(*(Text(harmless(cell)) for cell in row))
     _console(stderr).print(made)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -51,7 +52,7 @@ class Checkpoints:
 
     def _place(self, recorded: str) -> Path | None:
         assert self.root is not None
-        return next((place for place in places_below(self.root, recorded) if place.exists()), None)
+        return next((place for place in places_below(self.root, recorded) if os.path.exists(place)), None)
 
     def _hash(self, place: Path, settings: Sequence[str]) -> tuple[Path, str]:
         """Return the iteration's folder and its digest, as `mpeval inspect` has them; that needs torch."""
@@ -93,6 +94,9 @@ def damage(folders: Sequence[Path]) -> str:
     found: list[Path] = []
     for path in sorted(file for folder in folders for file in folder.rglob("*.pt")):
         try:
+            with path.open("rb") as file:
+                if file.read(2) != b"PK":  # of an older form, which has no checksums
+                    continue
             with zipfile.ZipFile(path) as content:
                 if content.testzip() is not None:
                     found.append(path)

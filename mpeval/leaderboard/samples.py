@@ -81,8 +81,8 @@ def find_samples(info: SamplesInfo, store: Path, runs: Path | None) -> Path | No
     if runs is not None:
         places += places_below(runs, info.file)
     for place in places:
-        for path in (place, place.with_name(f"{place.name}.gz")):
-            if path.is_file():
+        for path in (place, Path(f"{place}.gz")):
+            if os.path.isfile(path):  # which is False for what no file can be called
                 return path
     return None
 

@@ -11,8 +11,13 @@ TURNING = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 def one_line(text: str) -> str:
     """Return `text` with every run of white space as one space, without control characters and turning marks."""
-    flat = " ".join(TURNING.sub("", text).split())
-    return "".join(character for character in flat if unicodedata.category(character) != "Cc")
+    return harmless(" ".join(TURNING.sub("", text).split()))
+
+
+def harmless(text: str) -> str:
+    """Return `text` without turning marks and control characters, by which it could write elsewhere; lines stay."""
+    kept = TURNING.sub("", text)
+    return "".join(letter for letter in kept if letter == "\n" or unicodedata.category(letter) != "Cc")
 
 
 def slug(text: str) -> str:

@@ -19,6 +19,10 @@ _SAME = ("task", "id", "target", "passage", "group", "doc_hash", "prompt_hash")
 """What of a line `paired.join` compares, and `cluster_of` reads."""
 
 
+LARGEST = 1e100
+"""What no loss comes near; squares of smaller numbers, and sums of those, are floats."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Measure:
     """One number of each of a protocol's lines."""
@@ -39,7 +43,7 @@ def measures_of(lines: Sequence[Predicted]) -> list[Measure]:
     if "metrics" in first:
         return list(_of_harness(lines))
     if "documents" in first:
-        return [_losses(TOKENS, lines, _documents)]
+        return [_losses(TOKENS, lines, document_shares)]
     if "f1" in first:
         return [_scores(name, lines, name) for name in ("f1", "exact")]
     if "correct" not in first:
@@ -54,8 +58,8 @@ def measures_of(lines: Sequence[Predicted]) -> list[Measure]:
 
 def _scores(metric: str, lines: Sequence[Predicted], key: str) -> Measure:
     for line in lines:
-        if key.startswith("correct") and not isinstance(line.sample.get(key), bool):
-            raise _wrong(line, key, line.sample.get(key))
+        if key.startswith("correct"):
+            right_or_wrong(line, key)
     made = tuple({**_identity(line), "score": _number(line, key, line.sample.get(key), 0, 1)} for line in lines)
     return Measure(metric=metric, kind="score", lines=made)
 
@@ -71,10 +75,15 @@ def _identity(line: Predicted) -> Sample:
 
 def _target(line: Predicted) -> list[list[Any]]:
     """Return the loss of an item whose target counts as one, however many tokens it has."""
-    return [[line.id, -_number(line, "log_probability", line.sample.get("log_probability")), 1]]
+    return [[line.id, -log_probability_of(line), 1]]
 
 
-def _documents(line: Predicted) -> list[list[Any]]:
+def document_shares(line: Predicted) -> list[list[Any]]:
+    """Return what of a line's loss each document has: [document, loss in nats, tokens].
+
+    Raises:
+        DataError: there is none, or it is something else.
+    """
     found = line.sample.get("documents")
     if not isinstance(found, list) or not found:
         raise _wrong(line, "documents", found)
@@ -86,6 +95,27 @@ def _documents(line: Predicted) -> list[list[Any]]:
     return found
 
 
+def log_probability_of(line: Predicted) -> float:
+    """Return the log-probability of a line's target.
+
+    Raises:
+        DataError: there is none, or it is something else.
+    """
+    return _number(line, "log_probability", line.sample.get("log_probability"))
+
+
+def right_or_wrong(line: Predicted, key: str = "correct") -> bool:
+    """Return whether a line says that it is right.
+
+    Raises:
+        DataError: it does not say.
+    """
+    value = line.sample.get(key)
+    if not isinstance(value, bool):
+        raise _wrong(line, key, value)
+    return value
+
+
 def _number(line: Predicted, key: str, value: object, low: float = -math.inf, high: float = math.inf) -> float:
     if not _is_number(value) or not low <= float(value) <= high:  # type: ignore[arg-type]
         raise _wrong(line, key, value)
@@ -93,7 +123,7 @@ def _number(line: Predicted, key: str, value: object, low: float = -math.inf, hi
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and abs(value) < 1e300  # NaN is smaller than nothing
+    return isinstance(value, int | float) and abs(value) < LARGEST  # NaN is smaller than nothing
 
 
 def _wrong(line: Predicted, key: str, value: object) -> DataError:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mpeval.errors import DataError
 from mpeval.predictions.lines import Predicted, choice_of, probabilities_of
+from mpeval.predictions.measures import document_shares, log_probability_of, right_or_wrong
 from mpeval.predictions.rescore import KINDS, check_span, rescore, summarise
 from mpeval.results import Metric
 
@@ -30,7 +30,7 @@ def recount(card: Card, protocol: Protocol, lines: Sequence[Predicted], data: Da
     """Compute the metrics of samples again, by the code that computed them first.
 
     Every line is checked against itself: its prediction against its probabilities, its scores against its text.  With
-    the data, its target is checked against them too.
+    the data, their ids are checked against them too, and the targets of questions.
 
     Args:
         card: the task.
@@ -43,8 +43,10 @@ def recount(card: Card, protocol: Protocol, lines: Sequence[Predicted], data: Da
         DataError: a line that contradicts itself or the data.
         UntoldError: what is needed is not there; says what.
     """
+    if not lines:
+        raise DataError(f"there are no samples under `{protocol.id}`", "restore the samples")
     for line in lines:
-        if card.kind != "perplexity" and "target" not in line.sample:
+        if card.kind != "perplexity" and not _is_target(line.sample.get("target"), card.kind):
             raise DataError(f"{line.where} (`{line.id}`) has no `target`", _DAMAGED)
     try:
         if card.kind in KINDS:
@@ -54,6 +56,13 @@ def recount(card: Card, protocol: Protocol, lines: Sequence[Predicted], data: Da
         return _text(protocol, lines, data, partial=partial)
     except (KeyError, TypeError) as error:
         raise DataError(f"the samples under `{protocol.id}` lack something: {error!r}", _DAMAGED) from error
+
+
+def _is_target(value: object, kind: str) -> bool:
+    """Tell whether a value can be a target: right answers, the text of a passage's end, or the number of a choice."""
+    if kind == "span":
+        return isinstance(value, list) and all(isinstance(answer, str) for answer in value)
+    return isinstance(value, str) if kind == "cloze" else type(value) is int
 
 
 def _questions(
@@ -69,8 +78,7 @@ def _questions(
         return result.metrics, result.n, result.n_correct
     for line in lines:
         if card.kind == "span":
-            target = line.sample["target"]
-            check_span(line, target if isinstance(target, list) else [], protocol)
+            check_span(line, line.sample["target"], protocol)
         else:
             choice_of(line)
             found = len(probabilities_of(line))
@@ -83,10 +91,8 @@ def _cloze(lines: Sequence[Predicted], data: Data | None, *, partial: bool) -> C
     from mpeval.tasks.cloze import summarise_cloze
 
     for line in lines:
-        value = line.sample.get("log_probability")
-        if not isinstance(value, int | float) or not math.isfinite(value):
-            raise DataError(f"{line.where} (`{line.id}`) has no log-probability", _DAMAGED)
-        if line.sample.get("correct") and line.sample.get("prediction") != line.sample["target"]:
+        log_probability_of(line)
+        if right_or_wrong(line) and line.sample.get("prediction") != line.sample["target"]:
             raise DataError(
                 f"{line.where} (`{line.id}`) is `correct` with another prediction than its target", _DAMAGED
             )
@@ -104,7 +110,7 @@ def _text(protocol: Protocol, lines: Sequence[Predicted], data: Data | None, *, 
 
     samples = [line.sample for line in lines]
     for line in lines:
-        _check_shares(line)
+        document_shares(line)
     if protocol.family == "bert":
         return summarise_masked(samples)
     if data is None:
@@ -118,14 +124,3 @@ def _text(protocol: Protocol, lines: Sequence[Predicted], data: Data | None, *, 
     if len(losses) != len(words):
         raise DataError(f"samples of {len(losses):,} pages, `{data.source}` has {len(words):,}", _DAMAGED)
     return page_metrics(losses, words, sizes), sum(counts), None
-
-
-def _check_shares(line: Predicted) -> None:
-    """Check that a line has the losses of articles: [article, negative log-likelihood, tokens]."""
-    shares = line.sample.get("documents")
-    numbers = isinstance(shares, list) and all(
-        isinstance(share, list) and len(share) == 3 and all(isinstance(value, int | float) for value in share)
-        for share in shares
-    )
-    if not numbers:
-        raise DataError(f"{line.where} (`{line.id}`) has no losses of articles", _DAMAGED)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -21,8 +22,9 @@ from mpeval.errors import DataError, UsageError
 from mpeval.folders import data_folder
 from mpeval.harness_results import protocol_of
 from mpeval.leaderboard.add import records_in
+from mpeval.leaderboard.hashing import damage
 from mpeval.leaderboard.records import Record
-from mpeval.leaderboard.samples import own_lines, places_below, tasks_of
+from mpeval.leaderboard.samples import find_samples, own_lines, places_below, samples_info, tasks_of
 from mpeval.leaderboard.store import append, default_stores, read
 from mpeval.leaderboard.verify import Places, Verdict, pick, verify
 from mpeval.predictions.lines import Predicted
@@ -273,6 +275,20 @@ def test_a_group_of_lm_eval_has_the_lines_of_its_tasks() -> None:
     assert tasks_of("lm-eval/group", harness.model_copy(update={"shots": 0})) == {"lm-eval/one", "lm-eval/two"}
 
 
+@pytest.mark.parametrize("file", ["", ".", "..", "x" * 5000, "a\0b"])
+def test_samples_that_no_file_can_be_called_are_not_there(file: str, tmp_path: Path) -> None:
+    made = samples_info(samples_of(measured(tmp_path)), None, "race/megatron")
+    assert made is not None
+    assert find_samples(made.model_copy(update={"file": file}), Path("results.jsonl"), tmp_path) is None
+
+
+def test_only_files_with_checksums_are_said_to_be_damaged_by_them(tmp_path: Path) -> None:
+    (tmp_path / "old.pt").write_bytes(b"\x80\x02 of the older form")
+    assert damage([tmp_path]) == ""
+    (tmp_path / "cut.pt").write_bytes(b"PK\x03\x04 cut short")
+    assert damage([tmp_path]) == f"; damaged by their own checksums: `{tmp_path / 'cut.pt'}`"
+
+
 def test_places_below_a_folder_need_more_than_a_common_name(tmp_path: Path) -> None:
     root = tmp_path / "a"
     assert places_below(root, "../runs/a/samples.jsonl") == [
@@ -394,8 +410,12 @@ def test_scores_of_language_models_come_out_as_the_task_makes_them(name: str, ch
     ("changes", "said"),
     [
         ({"correct": True, "prediction": "other"}, "with another prediction than its target"),
-        ({"log_probability": None}, "no log-probability"),
-        ({"log_probability": float("inf")}, "no log-probability"),
+        ({"log_probability": None}, "`log_probability` is None"),
+        ({"log_probability": float("inf")}, "`log_probability` is inf"),
+        ({"log_probability": 10**400}, "`log_probability` is a number of many digits"),
+        ({"log_probability": -1e200}, "`log_probability` is -1e\\+200"),
+        ({"correct": "yes"}, "`correct` is yes"),
+        ({"target": 1}, "has no `target`"),
     ],
 )
 def test_a_passage_that_contradicts_itself_is_refused(changes: dict[str, Any], said: str) -> None:
@@ -406,9 +426,25 @@ def test_a_passage_that_contradicts_itself_is_refused(changes: dict[str, Any], s
         recount(card, card.protocol("megatron-strict"), [line], None, partial=False)
 
 
-@pytest.mark.parametrize("shares", [None, [[1, 2]], [["a", 1, 1]], "x"])
+@pytest.mark.parametrize(("task", "target"), [("qqp", "x"), ("race", None), ("squad", [1]), ("squad", "x")])
+def test_a_target_is_what_the_task_asks_for(task: str, target: Any) -> None:
+    card = load_card(task)
+    line = Predicted(sample={"task": "x", "id": "1", "target": target}, where="`f` line 1")
+    with pytest.raises(DataError, match="has no `target`"):
+        recount(card, card.protocols[0], [line], None, partial=False)
+
+
+def test_no_samples_are_no_score() -> None:
+    card = load_card("lambada")
+    with pytest.raises(DataError, match="there are no samples"):
+        recount(card, card.protocols[0], [], None, partial=False)
+
+
+@pytest.mark.parametrize(
+    "shares", [None, [], [[1, 2]], [["a", 1, 1]], "x", [[0, math.nan, 1]], [[0, 1, 0]], [[0, 1e200, 1]]]
+)
 def test_a_window_without_its_losses_is_refused(shares: Any) -> None:
     card = load_card("wikitext103")
     line = Predicted(sample={"task": "x", "id": "window-0", "documents": shares}, where="`f` line 1")
-    with pytest.raises(DataError, match="no losses of articles"):
+    with pytest.raises(DataError, match="`documents` is"):
         recount(card, card.protocol("masked"), [line], None, partial=False)
