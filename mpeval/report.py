@@ -83,10 +83,10 @@ def table(
     stderr: bool = False,
 ) -> None:
     """Print a table, with `ruled` a line between rows; cells are plain text, never markup."""
-    made = Table(title=Text(title) if title else None, title_justify="left", show_lines=ruled)
+    made = Table(title=Text(harmless(title)) if title else None, title_justify="left", show_lines=ruled)
     for column in columns:
         made.add_column(
-            Text(column),
+            Text(harmless(column)),
             justify="right" if column in right else "left",
             overflow="fold",
             no_wrap=column.partition("\n")[0] in {"protocol", "metric", "value"},
@@ -98,7 +98,7 @@ def table(
 
 def line(text: str, *, stderr: bool = False) -> None:
     """Print one plain line."""
-    _console(stderr).print(Text(text), soft_wrap=True)
+    _console(stderr).print(Text(harmless(text)), soft_wrap=True)
 
 
 def recorded(added: int, store: object, *, stderr: bool = False) -> None:

@@ -133,6 +133,16 @@ def test_report_refuses_what_a_record_cannot_be(
     assert not store.exists()
 
 
+def test_report_refuses_what_the_line_that_is_there_does_not_say(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = tmp_path / "store.jsonl"
+    assert run_here(f"{REPORT} --value accuracy_norm=70.0/5153 --store {store}") == 0
+    assert run_here(f"{REPORT} --store {store}") == 0
+    assert run_here(f"{REPORT} --value accuracy_norm=70.1/5153 --store {store}") == 1
+    assert "the store has 61.73, accuracy_norm 70.0 for the same" in " ".join(capsys.readouterr().err.split())
+
+
 @pytest.mark.parametrize("value", ["accuracy=3", "perplexity=3.0", "bleu=3"])
 def test_report_refuses_a_further_metric_of_another_kind(
     value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

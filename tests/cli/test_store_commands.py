@@ -334,6 +334,17 @@ def test_lint_of_hostile_text_stays_on_its_line(tmp_path: Path, capsys: pytest.C
     assert len(capsys.readouterr().out.splitlines()) == 2
 
 
+def test_nothing_of_a_store_steers_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hostile = "a\x1b[2Jb\u202ec"
+    line = record(n_correct=None, split=hostile, name=hostile).line()
+    Path("board.jsonl").write_text(line + "\n")
+    for command in ("lint", "verify", "show", f"retract {json.loads(line)['record_id']} --reason wrong"):
+        assert run_here(f"leaderboard {command} --store board.jsonl") == 0
+        out = capsys.readouterr().out
+        assert "a[2Jbc" in "".join(out.split()) or command == "show"
+        assert not {"\x1b", "\u202e"} & set(out)
+
+
 def test_the_projects_own_store_is_clean(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_here("leaderboard lint") == 0
     assert "0 errors" in capsys.readouterr().out

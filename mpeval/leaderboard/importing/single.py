@@ -75,13 +75,20 @@ def run(options: Options) -> tuple[Reported, int]:
     check_store(options.store, "--store")
     if options.store.exists():
         for old in read(options.store):
-            if isinstance(old, Reported) and old.slot == number.slot and not number.repeats(old):
+            if isinstance(old, Reported) and old.slot == number.slot and not _within(number, old):
+                said = ", ".join([old.printed, *(f"{name} {value}" for name, value in old.printed_others.items())])
                 raise DataError(
-                    f"the store has {old.printed} for the same: `{old.record_id}`",
+                    f"the store has {said} for the same: `{old.record_id}`",
                     f"if that is wrong, `mpeval leaderboard retract {old.record_id} --reason ... "
                     f"--store {options.store}` first",
                 )
     return number, append(options.store, [number], "--store")
+
+
+def _within(number: Reported, old: Reported) -> bool:
+    """Tell whether a line of the store says all that a number says."""
+    others = {metric.name: metric.value for metric in old.other_metrics}
+    return number.repeats(old) and all(others.get(metric.name) == metric.value for metric in number.other_metrics)
 
 
 def _number(options: Options) -> Reported:
