@@ -205,12 +205,13 @@ def _marks(axes: Axes, points: Sequence[Point], place: Callable[[Point], tuple[f
         if not found:
             continue
         colour = found[0].colour
-        ends = [end for point in found for end in (point.low, point.high, math.nan)]  # one line, cut after each bar
-        across, up = zip(*map(place, found), strict=True)
-        if bars:
-            beside = [where for where in (across if bars == "up" else up) for _ in range(3)]
+        barred = [point for point in found if bars and point.low < point.high]
+        if barred:
+            ends = [end for point in barred for end in (point.low, point.high, math.nan)]  # one line, cut after each
+            beside = [place(point)[0 if bars == "up" else 1] for point in barred for _ in range(3)]
             axes.plot(*((beside, ends) if bars == "up" else (ends, beside)), color=colour, linewidth=1.2)
         face = colour if measured else "none"
+        across, up = zip(*map(place, found), strict=True)
         axes.plot(across, up, marker, color=colour, markerfacecolor=face, markersize=5, clip_on=False)
 
 

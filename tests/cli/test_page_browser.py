@@ -42,7 +42,12 @@ def published() -> list[object]:
             items={"accuracy": 5153} if metric == "accuracy" else {},
             unit="proportion" if metric == "accuracy" else "perplexity",
             model=ReportedModel(name=f"{family} {printed}", family=family, parameters=parameters),
-            source=Source(title="a paper", url="https://example.org/paper", locator="Table 1", date="2019-09-17"),
+            source=Source(
+                title="A Paper of a Very Long Title, with a Subtitle, and Another",
+                url="https://example.org/paper",
+                locator="Table 1",
+                date="2019-09-17",
+            ),
         )
         for title, protocol, metric, printed, parameters, family in NUMBERS
     ]
@@ -239,6 +244,8 @@ def test_it_reads_without_a_script(browser: Page, url: str) -> None:
 def test_it_fits_its_screen_and_can_be_read_there(width: int, scheme: str, page: Page) -> None:
     page.look(width=width, scheme=scheme)
     assert page.run("document.documentElement.scrollWidth <= innerWidth")
+    model = page.run("document.querySelector('.number').cells[6].getBoundingClientRect().width")
+    assert model > 130  # however long the words beside it are
     background, text = (
         sum(map(int, re.findall(r"\d+", page.run(f"getComputedStyle(document.body).{which}"))))
         for which in ("backgroundColor", "color")
