@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import signal
 import subprocess
@@ -272,7 +273,10 @@ def test_everything_has_a_name_and_a_role(page: Page) -> None:
 def test_it_is_served_until_it_is_interrupted(browser: Page, tmp_path: Path) -> None:
     append(tmp_path / "results.jsonl", published())  # type: ignore[arg-type]
     command = [sys.executable, "-m", "mpeval", "leaderboard", "serve", "--store", str(tmp_path / "results.jsonl")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    heeding = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # which a shell's background job does not
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heeding
+    ) as process:
         assert process.stdout
         assert process.stderr
         try:
@@ -284,10 +288,11 @@ def test_it_is_served_until_it_is_interrupted(browser: Page, tmp_path: Path) -> 
             assert values(browser) == BOARDS
             assert browser.console == []
             assert set(browser.requests) <= {address, "about:blank"}
-        finally:
             process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 0
-        assert process.stderr.read() == ""
+            assert process.wait(60) == 0
+            assert process.stderr.read() == ""
+        finally:
+            process.kill()
 
 
 def test_a_store_that_is_not_there_is_not_served(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def run(options: Options) -> Imported:
     raw = _reader(options.form)(_text(options.file), options.given)
     reading = checked(replace(raw, drafts=joined(raw.drafts)))
     if options.store:
-        check_store(options.store)
+        check_store(options.store, "--store")
     there = read(options.store) if options.store and options.store.exists() else []
     standing = [one for one in there if isinstance(one, Reported)]
     findings = list(reading.findings)

@@ -66,7 +66,7 @@ def run(options: Options) -> tuple[Reported, int]:
         DataError: a value that is no number, or another number for the same in the store.
     """
     number = _number(options)
-    check_store(options.store)
+    check_store(options.store, "--store")
     if options.store.exists():
         for old in read(options.store):
             if isinstance(old, Reported) and old.slot == number.slot and not number.repeats(old):
