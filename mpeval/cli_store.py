@@ -35,7 +35,7 @@ def leaderboard_add(
     from mpeval.leaderboard.store import append, check_store
     from mpeval.report import recorded
 
-    check_store(store)
+    check_store(store, "--store")
     found = [record for run in runs for record in records_in(run, store)]
     added = append(store, found, "--store")
     recorded(added, store)
