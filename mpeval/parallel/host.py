@@ -92,7 +92,7 @@ def _close(pipes: Sequence[int]) -> None:
 def host_memory(axis: Axis) -> HostMemory | None:
     """Set up shared memory for the ranks of `axis` (collective); None where they share none, or there are too many.
 
-    The files have names only while this runs: nothing is left behind, however the run ends.
+    The files have names only while this runs, so that a run leaves nothing behind, however it ends later.
     """
     from mpeval.parallel.group import broadcast_object, gather_objects
 
