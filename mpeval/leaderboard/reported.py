@@ -7,13 +7,15 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from mpeval.errors import DataError
+from mpeval.errors import DataError, shown
 from mpeval.leaderboard.entries import Entry
 from mpeval.results import Metric, Strict
 
 Unit = Literal["proportion", "perplexity"]
+PLAIN = re.compile(r"[0-9]+(\.[0-9]+)?")
+"""How a source's number is written down."""
 UNATTAINABLE = "unattainable"
 """Flag of an accuracy that no whole number of right answers gives: rounding, truncation, or other items than said."""
 
@@ -56,6 +58,17 @@ class Reported(Entry):
     source: Source
     note: str = ""
 
+    @model_validator(mode="after")
+    def _all_printed(self) -> Reported:
+        """Refuse a line whose metrics are not printed as plain numbers, which every page and format relies on."""
+        for name, text in (("", self.printed), *self.printed_others.items()):
+            if not PLAIN.fullmatch(text):
+                raise ValueError(f"{name or 'the value'} is printed as `{shown(text)}`, which is no plain number")
+        missing = {metric.name for metric in self.other_metrics} - self.printed_others.keys()
+        if missing:
+            raise ValueError(f"it is not said how {min(missing)} is printed")
+        return self
+
     @property
     def mark(self) -> str:
         """The model's name."""
@@ -84,7 +97,7 @@ def reported_metric(name: str, printed: str, unit: Unit, n: int | None) -> Metri
     Raises:
         DataError: no number, or one that the unit does not allow.
     """
-    if not re.fullmatch(r"\d+(\.\d+)?", printed):
+    if not PLAIN.fullmatch(printed):
         raise DataError(f"`{printed}` is no plain number", "give what the source prints, without `%` or remarks")
     value = float(printed)
     if unit == "perplexity":

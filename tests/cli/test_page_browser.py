@@ -166,6 +166,26 @@ def test_it_filters_by_each_field_and_by_text(page: Page) -> None:
     assert hash_of(page) == ""
 
 
+def test_charts_are_shown_of_boards_that_are_shown(page: Page) -> None:
+    shown = "[...document.querySelectorAll('.charts')].filter(one => one.getClientRects().length).length"
+    assert page.run(shown) == 1
+    for text, charts in (("10.81", 0), ("63.24", 1), ("", 1)):
+        search(page, text)
+        assert page.run(shown) == charts
+    choose(page, 0, "not recorded")  # the other board's task
+    assert values(page) == ["9.5", "10.81"]
+    assert page.run(shown) == 0
+    click_heading(page, "Value")
+    choose(page, 0, "")
+    assert page.run(shown) == 1
+
+
+def test_numbers_below_zero_are_sorted_as_numbers(page: Page) -> None:
+    page.run("document.querySelectorAll('tr.number')[1].cells[4].textContent = '-3.0000'")
+    click_heading(page, "Value")
+    assert values(page) == ["66.51 %", "45.99 %", "10.81", "9.5", "-3.0000"]
+
+
 def test_a_link_leads_to_the_same_view(page: Page, url: str) -> None:
     choose(page, 1, "LAMBADA")
     search(page, "gpt-2 63.24")

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
+from boarding import megatron
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from mpeval.errors import DataError
+from mpeval.leaderboard.entries import canonical
 from mpeval.leaderboard.reported import Reported, ReportedModel, Source, attainable, reported, reported_metric
+from mpeval.leaderboard.store import read
 
 
 def number(printed: str = "61.73", **changes: Any) -> Reported:
@@ -119,3 +123,23 @@ def test_further_metrics_keep_their_own_items_and_print() -> None:
     middle, high = made.other_metrics
     assert middle.stderr == pytest.approx(math.sqrt(0.918 * 0.082 / 1436))
     assert high.stderr is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"printed": r"\\input{x}"}, "which is no plain number"),
+        ({"printed": "66.51 %"}, "which is no plain number"),
+        ({"printed": "\u0666"}, "which is no plain number"),
+        ({"printed_others": {"accuracy_high": "$90$"}}, "which is no plain number"),
+        ({"printed_others": {}}, "it is not said how accuracy_high is printed"),
+    ],
+)
+def test_a_line_of_what_is_no_printed_number_is_damaged(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+    (line,) = [one for one in megatron() if one.other_metrics]
+    line = line.model_copy(update={"other_metrics": line.other_metrics[1:]} | changes)
+    path = tmp_path / "store.jsonl"
+    path.write_text(canonical({**line.document(), "record_id": line.identity()}) + "\n")
+    with pytest.raises(DataError, match="line 1 is no record") as raised:
+        read(path)
+    assert said in str(raised.value.__cause__)
