@@ -32,8 +32,8 @@ GRACE = 5.0
 """Seconds that the other ranks get to end by themselves after one has failed."""
 _FAILURE = "mpeval/failure/{}"
 """Where the first failure of an attempt is reported: a store may outlive the ranks that it was made for."""
-_PEER_GONE = re.compile(r"Connection (closed|reset) by peer", re.IGNORECASE)
-"""What gloo says in every surviving rank once one is gone."""
+_PEER_GONE = re.compile(r"Connection (closed|reset) by peer|another rank ended in the middle", re.IGNORECASE)
+"""What gloo says in every surviving rank once one is gone, or `parallel.host` does."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -325,7 +325,8 @@ class RunResults(Document):
 def invalid(error: ValidationError) -> str:
     """Return which field of a document is wrong, and how, on one line."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    return f"`{'.'.join(map(str, first['loc']))}`: {first['msg'][:1].lower()}{first['msg'][1:]}"
+    place = f"`{'.'.join(map(str, first['loc']))}`: " * bool(first["loc"])
+    return place + first["msg"][:1].lower() + first["msg"][1:]
 
 
 def now() -> str:

@@ -177,6 +177,8 @@ def _row(number: Number, place: int, ranks: tuple[int, int] | None) -> Row:
 
 
 def _size(parameters: float) -> str:
+    if parameters < 1e5:
+        return f"{parameters / 1e3:,.3g}K"
     return f"{parameters / 1e6:,.1f}M" if parameters < 1e9 else f"{parameters / 1e9:,.4g}B"
 
 

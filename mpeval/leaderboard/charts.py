@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import datetime
 import io
 import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import date
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from mpeval.leaderboard.boards import Board
-from mpeval.leaderboard.points import Point, flat, point_of, swept
+from mpeval.leaderboard.points import Point, flat, over_time, point_of, swept
 from mpeval.leaderboard.svg import INK, LINES, inlined
 from mpeval.plot import COLOURS, STYLE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 MOST_CHARTS = 24
@@ -45,6 +46,8 @@ LOOK = {
 }
 SPREAD = 20
 """From how many times the least value on the axis of values is logarithmic."""
+DECADES = 100
+"""From how many times the least value on a logarithmic axis has only powers of ten for marks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,13 +114,15 @@ def _chart(board: Board, plan: Plan, name: str) -> Chart:
 
 
 def _plans(board: Board) -> list[Plan]:
-    ranked = [point_of(row) for row in board.rows if row.rank is not None][:MOST_POINTS]
+    every = [point_of(row) for row in board.rows if row.rank is not None]
+    ranked = every[:MOST_POINTS]
     title = f"{board.title} {board.split}, {board.metric} under {board.protocol}"
     best = f"best: {ranked[0].name} with {board.rows[0].cells['value']}" if ranked else ""
     sized = [point for point in ranked if point.parameters]
-    dated = sorted((point for point in ranked if point.date), key=lambda point: point.date or datetime.date.min)
+    dated = over_time(every, board.direction, MOST_POINTS)
     parts = [point for point in ranked if point.middle is not None and point.upper is not None]
-    barred = [point for point in ranked if point.low < point.high][:MOST_LINES]
+    intervals = [point for point in ranked if point.low < point.high]
+    barred = intervals[:MOST_LINES]
     curves = swept(board, FEWEST)
     plans = [
         Plan(
@@ -125,7 +130,7 @@ def _plans(board: Board) -> list[Plan]:
             draw=_scatter,
             height=3.4,
             alternative=f"{title}, over parameters: {len(sized)} models; {best}",
-            caption="Score over parameters, with 95 % intervals",
+            caption="Score over parameters" + ", with 95 % intervals" * any(point.low < point.high for point in sized),
         )
         if len({point.parameters for point in sized}) > 1
         else None,
@@ -143,7 +148,10 @@ def _plans(board: Board) -> list[Plan]:
             draw=_forest,
             height=0.75 + 0.23 * len(barred),
             alternative=f"{title}: 95 % intervals of the best {len(barred)}; {best}",
-            caption="95 % intervals by rank; the band is the interval of the best",
+            caption=(
+                f"95 % intervals by rank{f' of the best {MOST_LINES}' * (len(intervals) > MOST_LINES)}; "
+                "the band is that of the first"
+            ),
         ),
         Plan(
             points=parts,
@@ -179,8 +187,6 @@ def _unit(board: Board) -> str:
 
 def _value_axis(axes: Axes, board: Board, points: Sequence[Point], which: str = "y") -> None:
     """Label the axis of values, which is logarithmic where they are far apart."""
-    from matplotlib.ticker import NullLocator
-
     low, high = min(point.low for point in points), max(point.high for point in points)
     label, limits, scale, axis = (
         (axes.set_ylabel, axes.set_ylim, axes.set_yscale, axes.yaxis)
@@ -190,12 +196,20 @@ def _value_axis(axes: Axes, board: Board, points: Sequence[Point], which: str = 
     label(_unit(board))
     if low > 0 and high > SPREAD * low:
         scale("log")
-        axis.set_minor_locator(NullLocator())
+        _few_marks(axis, low, high)
         limits(low / 1.3, high * 1.3)
     else:
         room = 0.07 * (high - low) or 1.0
         limits(low - room, high + room)
-        axis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+    axis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+
+
+def _few_marks(axis: Axis, low: float, high: float) -> None:
+    """Mark a logarithmic axis at round numbers."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < DECADES * low else (1,)))
+    axis.set_minor_locator(NullLocator())
 
 
 def _marks(axes: Axes, points: Sequence[Point], place: Callable[[Point], tuple[float, float]], bars: str = "") -> None:
@@ -205,18 +219,17 @@ def _marks(axes: Axes, points: Sequence[Point], place: Callable[[Point], tuple[f
         if not found:
             continue
         colour = found[0].colour
-        ends = [end for point in found for end in (point.low, point.high, math.nan)]  # one line, cut after each bar
-        across, up = zip(*map(place, found), strict=True)
-        if bars:
-            beside = [where for where in (across if bars == "up" else up) for _ in range(3)]
+        barred = [point for point in found if bars and point.low < point.high]
+        if barred:
+            ends = [end for point in barred for end in (point.low, point.high, math.nan)]  # one line, cut after each
+            beside = [place(point)[0 if bars == "up" else 1] for point in barred for _ in range(3)]
             axes.plot(*((beside, ends) if bars == "up" else (ends, beside)), color=colour, linewidth=1.2)
         face = colour if measured else "none"
+        across, up = zip(*map(place, found), strict=True)
         axes.plot(across, up, marker, color=colour, markerfacecolor=face, markersize=5, clip_on=False)
 
 
 def _scatter(figure: Figure, board: Board, points: Sequence[Point]) -> None:
-    from matplotlib.ticker import LogLocator, NullLocator
-
     axes = _axes(figure, 3.4)
     axes.set_xscale("log")
     sizes = [point.parameters or 1.0 for point in points]
@@ -224,8 +237,7 @@ def _scatter(figure: Figure, board: Board, points: Sequence[Point]) -> None:
     _value_axis(axes, board, points)
     _marks(axes, points, lambda point: (point.parameters or 1.0, point.value), bars="up")
     axes.xaxis.set_major_formatter(lambda size, _: _size(size))
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(sizes) < 30 * min(sizes) else (1,)))
-    axes.xaxis.set_minor_locator(NullLocator())
+    _few_marks(axes.xaxis, min(sizes), max(sizes))
     axes.set_xlabel("parameters")
     _name(axes, [(point.name, point.parameters or 1.0, point.value) for point in points])
 
@@ -243,7 +255,7 @@ def _history(figure: Figure, board: Board, points: Sequence[Point]) -> None:
     axes = _axes(figure, 3.4)
     days = [float(date2num(point.date)) for point in points]
     room = 0.04 * (days[-1] - days[0])
-    axes.set_xlim(days[0] - room, days[-1] + room)
+    axes.set_xlim(max(days[0] - room, date2num(date.min)), min(days[-1] + room, date2num(date.max)))
     _value_axis(axes, board, points)
     best = list(accumulate((point.value for point in points), max if board.direction == "max" else min))
     axes.step(days, best, where="post", color=INK, linewidth=1.2)

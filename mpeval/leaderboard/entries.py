@@ -87,8 +87,7 @@ class Entry(Line):
     @property
     def date(self) -> str:
         """When the number came to be, `YYYY-MM-DD` or empty."""
-        day = self.created_at[:10]
-        return day if is_date(day) else ""
+        return self.created_at[:10]
 
     @property
     def ranked(self) -> bool:

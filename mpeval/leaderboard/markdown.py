@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -98,6 +99,10 @@ def _lines(content: Sequence[Board]) -> list[str]:
 def _cell(text: str) -> str:
     """Make a value harmless inside a Markdown table."""
     flat = one_line(text)
-    for character in "\\`*_{}[]<>|&":
+    for character in "\\`*_{}[]<>|&~$":
         flat = flat.replace(character, f"&#{ord(character)};" if character in "<>&|" else "\\" + character)
-    return flat
+    return _ADDRESS.sub("\\\\", flat)
+
+
+_ADDRESS = re.compile(r"(?=://)|(?<=www)(?=\.)", re.IGNORECASE)
+"""Where an address is cut, which would become a link by itself."""

@@ -88,6 +88,7 @@ def html(content: Sequence[Board]) -> str:
         loader=PackageLoader("mpeval"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     style, script = _asset("leaderboard.css"), _asset("leaderboard.js")
+    places = {id(board): place for place, board in enumerate(content)}
     kinds = Counter(row.entry.kind for board in content for row in board.rows)
     return environment.get_template("leaderboard.html").render(
         policy=policy(style, script),
@@ -96,7 +97,7 @@ def html(content: Sequence[Board]) -> str:
         columns=COLUMNS,
         numeric=NUMERIC,
         sections=_sections(content),
-        drawn=charts(content),
+        drawn=[(places[id(board)], board, figures) for board, figures in charts(content)],
         most_charts=MOST_CHARTS,
         measured=kinds["measured"],
         reported=kinds["reported"],

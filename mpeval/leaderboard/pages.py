@@ -91,10 +91,18 @@ def check(
             path = output / name
             if not path.is_file():
                 raise DataError(f"there is no `{path}`", "`mpeval leaderboard publish` writes it")
-            if _PICTURES.sub("", path.read_text(encoding="utf-8", errors="replace")) != _PICTURES.sub("", text):
+            if _PICTURES.sub("", _read(path)) != _PICTURES.sub("", text):
                 raise DataError(f"`{path}` is not made of the records as they are now", "publish it again")
             paths.append(path)
     return paths
+
+
+def _read(path: Path) -> str:
+    """Return a file's text with the ends of its lines as they are."""
+    try:
+        return path.read_bytes().decode("utf-8", errors="replace")
+    except OSError as error:
+        raise DataError(f"cannot read `{path}`: {error.strerror}", "check its permissions and the disk") from error
 
 
 _PICTURES = re.compile(r"<svg\b.*?</svg>", re.DOTALL)

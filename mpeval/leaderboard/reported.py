@@ -7,13 +7,15 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from mpeval.errors import DataError, shown
 from mpeval.leaderboard.entries import Entry, is_date
 from mpeval.results import Metric, Strict
 
 Unit = Literal["proportion", "perplexity"]
+PLAIN = re.compile(r"[0-9]+(\.[0-9]+)?")
+"""How a source's number is written down."""
 LONGEST = 310
 """Digits of the longest number that is taken for one, as many as the largest float has."""
 UNATTAINABLE = "unattainable"
@@ -65,6 +67,17 @@ class Reported(Entry):
     source: Source
     note: str = ""
 
+    @model_validator(mode="after")
+    def _all_printed(self) -> Reported:
+        """Refuse a line whose metrics are not printed as plain numbers, which every page and format relies on."""
+        for name, text in (("", self.printed), *self.printed_others.items()):
+            if not PLAIN.fullmatch(text):
+                raise ValueError(f"{name or 'the value'} is printed as `{shown(text)}`, which is no plain number")
+        missing = {metric.name for metric in self.other_metrics} - self.printed_others.keys()
+        if missing:
+            raise ValueError(f"it is not said how {min(missing)} is printed")
+        return self
+
     @property
     def mark(self) -> str:
         """The model's name."""
@@ -93,7 +106,7 @@ def reported_metric(name: str, printed: str, unit: Unit, n: int | None) -> Metri
     Raises:
         DataError: no number, or one that the unit does not allow.
     """
-    if not re.fullmatch(r"[0-9]+(\.[0-9]+)?", printed) or len(printed) > LONGEST:
+    if not PLAIN.fullmatch(printed) or len(printed) > LONGEST:
         raise DataError(f"`{shown(printed)}` is no plain number", "give what the source prints, without `%` or remarks")
     value = float(printed)
     if unit == "perplexity":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from mpeval.errors import UsageError
 
 HOST = "127.0.0.1"
+HTTP = 80
 PATHS = ("/", "/index.html")
 
 
@@ -19,7 +21,7 @@ def server(page: str, port: int) -> ThreadingHTTPServer:
         UsageError: the port is taken, or not for this user.
     """
     try:
-        return ThreadingHTTPServer((HOST, port), _handler(page.encode()))
+        return _Server((HOST, port), _handler(page.encode()))
     except OSError as error:
         hint = "leave `--port` out: any port that is free is taken then"
         raise UsageError(f"cannot serve at {HOST}:{port}: {error.strerror}", hint) from error
@@ -35,9 +37,17 @@ def serve(page: str, port: int, said: Callable[[str], object]) -> None:
             return
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of a browser that went away in the middle, as they do."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
 def _names(address: Any) -> set[str]:
-    """Return what a request may call the server at `address`."""
-    return {f"{host}:{address[1]}" for host in (HOST, "localhost")}
+    """Return what a request may call the server at `address`; browsers leave HTTP's own port out."""
+    port = address[1]
+    return {f"{host}{end}" for host in (HOST, "localhost") for end in (f":{port}", *([""] if port == HTTP else []))}
 
 
 def _handler(page: bytes) -> type[BaseHTTPRequestHandler]:

@@ -39,11 +39,11 @@ def _locked(path: Path) -> Iterator[None]:
 def check_store(path: Path, option: str = "--record") -> None:
     """Refuse a file that is no leaderboard, or a place that no file can be in, before anything is computed.
 
-    `option` is the one by which the user named the store, for messages.
+    `option` is the one by which the user named it.
     """
     try:
         if path.exists():
-            _check_content(_content(path), path)
+            _check_content(_content(path), path, option)
         for folder in path.parents:
             if folder.exists():
                 if not folder.is_dir():
@@ -63,7 +63,7 @@ def append(path: Path, lines: Sequence[Line], option: str = "--record") -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path):
             content = _content(path) if path.exists() else b""
-            _check_content(content, path)
+            _check_content(content, path, option)
             new = _new(lines, _related(content, lines))
             data = "".join(line.line() + "\n" for line in new).encode()
             fence = b"\n" * (content[-1:] not in {b"", b"\n"})
@@ -189,10 +189,10 @@ def _content(path: Path) -> bytes:
         raise DataError(f"cannot read `{path}`: {error.strerror}", "check its permissions and the disk") from error
 
 
-def _check_content(content: bytes, path: Path) -> None:
+def _check_content(content: bytes, path: Path, option: str) -> None:
     """Refuse a file of something else; damaged lines must not keep a finished run from being added."""
     if not content.isspace() and content and next(_whole(_split(content)), None) is None:
-        raise DataError(f"`{path}` is a file of something else: it holds no record", "give another file")
+        raise DataError(f"`{path}` is a file of something else: it holds no record", f"give another file by `{option}`")
 
 
 def _split(content: bytes) -> Iterator[bytes]:

@@ -49,7 +49,7 @@ class HostMemory:
 
     def summed(self, x: Tensor) -> Tensor:
         """Return the sum of the tensors `x` of all ranks, in the order of ranks and rounded once to x's dtype."""
-        flat = x.reshape(-1)
+        flat = x.detach().reshape(-1)
         result = torch.empty_like(flat)
         step = SLOT // x.element_size()
         for low in range(0, len(flat), step):
@@ -92,7 +92,7 @@ def _close(pipes: Sequence[int]) -> None:
 def host_memory(axis: Axis) -> HostMemory | None:
     """Set up shared memory for the ranks of `axis` (collective); None where they share none, or there are too many.
 
-    The files have names only while this runs: nothing is left behind, however the run ends.
+    The files have names only while this runs, so that a run leaves nothing behind, however it ends later.
     """
     from mpeval.parallel.group import broadcast_object, gather_objects
 
@@ -101,18 +101,20 @@ def host_memory(axis: Axis) -> HostMemory | None:
     folder = broadcast_object(_made(axis.ranks) if axis.rank == 0 else None, axis)
     if folder is None:
         return None
-    slots = _opened(folder, axis.ranks)
-    readers = _pipes(folder, axis, reading=True) if slots else []
+    writers: list[int] = []
     try:
-        if not all(gather_objects(bool(readers), axis)):
-            _close(readers)
-            return None
-        # every pipe has its reader now, so that none of these waits
-        writers = _pipes(folder, axis, reading=False)
-        gather_objects(True, axis)
+        slots = _opened(folder, axis.ranks)
+        readers = _pipes(folder, axis, reading=True) if slots else []
+        if all(gather_objects(bool(readers), axis)):
+            # every pipe has its reader now, so that none of these waits
+            writers = _pipes(folder, axis, reading=False)
+        good = all(gather_objects(bool(writers), axis))
     finally:
         if axis.rank == 0:
             shutil.rmtree(folder, ignore_errors=True)
+    if not good:
+        _close([*readers, *writers])
+        return None
     for pipe in readers:
         os.set_blocking(pipe, True)
     return HostMemory(axis.rank, slots, readers, writers)
@@ -137,17 +139,24 @@ def _made(ranks: int) -> Path | None:
 
 
 def _opened(folder: Path, ranks: int) -> list[list[Tensor]]:
-    """Map the memory; nothing where its name says nothing on this machine."""
+    """Map the memory; nothing where its name says nothing on this machine, or nothing to this user."""
     path = folder / "memory"
-    if not path.exists():
+    if not os.access(path, os.R_OK | os.W_OK):
         return []
     memory = torch.from_file(str(path), shared=True, size=2 * ranks * SLOT, dtype=torch.uint8)
     return [[memory[(turn * ranks + rank) * SLOT :][:SLOT] for rank in range(ranks)] for turn in range(2)]
 
 
 def _pipes(folder: Path, axis: Axis, *, reading: bool) -> list[int]:
-    """Open this rank's ends of the pipes from, or to, every other rank."""
-    others = [rank for rank in range(axis.ranks) if rank != axis.rank]
-    if reading:
-        return [os.open(folder / f"{rank}-{axis.rank}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC) for rank in others]
-    return [os.open(folder / f"{axis.rank}-{rank}", os.O_WRONLY | os.O_CLOEXEC) for rank in others]
+    """Open this rank's ends of the pipes from, or to, every other rank; none if one of them cannot be."""
+    mode = (os.O_RDONLY | os.O_NONBLOCK if reading else os.O_WRONLY) | os.O_CLOEXEC
+    found: list[int] = []
+    try:
+        for rank in range(axis.ranks):
+            if rank != axis.rank:
+                name = f"{rank}-{axis.rank}" if reading else f"{axis.rank}-{rank}"
+                found.append(os.open(folder / name, mode))
+    except OSError:  # too many files are open, or another user's ranks made them
+        _close(found)
+        return []
+    return found

@@ -32,7 +32,7 @@
 
   const SIZES = {K: 1e3, M: 1e6, B: 1e9, T: 1e12};
   const number = (text) => {
-    const found = /^(\d[\d,]*\.?\d*(?:e[+-]?\d+)?)([KMBT]?)/.exec(text.replace(/^(\d{4})-(\d\d)-(\d\d)$/, "$1$2$3"));
+    const found = /^(-?\d[\d,]*\.?\d*(?:e[+-]?\d+)?)([KMBT]?)/.exec(text.replace(/^(\d{4})-(\d\d)-(\d\d)$/, "$1$2$3"));
     return found ? Number(found[1].replaceAll(",", "")) * (SIZES[found[2]] || 1) : null;
   };
 
@@ -82,9 +82,10 @@
       if (item.opened) item.more.hidden = hide;
       shown += !hide;
     }
-    for (const {body, rows} of bodies) body.hidden = Boolean(state.sort) || !rows.some((row) => row.id && !row.hidden);
+    const empty = bodies.map(({rows}) => !rows.some((row) => row.id && !row.hidden));
+    bodies.forEach(({body}, place) => { body.hidden = Boolean(state.sort) || empty[place]; });
     for (const section of document.querySelectorAll(".charts")) {
-      section.hidden = wanted.some(([name, value]) => name in section.dataset && section.dataset[name] !== value);
+      section.hidden = empty[section.dataset.board];
     }
     count.value = `${shown.toLocaleString("en")} of ${items.length.toLocaleString("en")} numbers`;
   }

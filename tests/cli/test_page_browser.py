@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import signal
 import subprocess
@@ -42,7 +43,12 @@ def published() -> list[object]:
             items={"accuracy": 5153} if metric == "accuracy" else {},
             unit="proportion" if metric == "accuracy" else "perplexity",
             model=ReportedModel(name=f"{family} {printed}", family=family, parameters=parameters),
-            source=Source(title="a paper", url="https://example.org/paper", locator="Table 1", date="2019-09-17"),
+            source=Source(
+                title="A Paper of a Very Long Title, with a Subtitle, and Another",
+                url="https://example.org/paper",
+                locator="Table 1",
+                date="2019-09-17",
+            ),
         )
         for title, protocol, metric, printed, parameters, family in NUMBERS
     ]
@@ -160,6 +166,26 @@ def test_it_filters_by_each_field_and_by_text(page: Page) -> None:
     assert hash_of(page) == ""
 
 
+def test_charts_are_shown_of_boards_that_are_shown(page: Page) -> None:
+    shown = "[...document.querySelectorAll('.charts')].filter(one => one.getClientRects().length).length"
+    assert page.run(shown) == 1
+    for text, charts in (("10.81", 0), ("63.24", 1), ("", 1)):
+        search(page, text)
+        assert page.run(shown) == charts
+    choose(page, 0, "not recorded")  # the other board's task
+    assert values(page) == ["9.5", "10.81"]
+    assert page.run(shown) == 0
+    click_heading(page, "Value")
+    choose(page, 0, "")
+    assert page.run(shown) == 1
+
+
+def test_numbers_below_zero_are_sorted_as_numbers(page: Page) -> None:
+    page.run("document.querySelectorAll('tr.number')[1].cells[4].textContent = '-3.0000'")
+    click_heading(page, "Value")
+    assert values(page) == ["66.51 %", "45.99 %", "10.81", "9.5", "-3.0000"]
+
+
 def test_a_link_leads_to_the_same_view(page: Page, url: str) -> None:
     choose(page, 1, "LAMBADA")
     search(page, "gpt-2 63.24")
@@ -239,6 +265,8 @@ def test_it_reads_without_a_script(browser: Page, url: str) -> None:
 def test_it_fits_its_screen_and_can_be_read_there(width: int, scheme: str, page: Page) -> None:
     page.look(width=width, scheme=scheme)
     assert page.run("document.documentElement.scrollWidth <= innerWidth")
+    model = page.run("document.querySelector('.number').cells[6].getBoundingClientRect().width")
+    assert model > 130  # however long the words beside it are
     background, text = (
         sum(map(int, re.findall(r"\d+", page.run(f"getComputedStyle(document.body).{which}"))))
         for which in ("backgroundColor", "color")
@@ -265,7 +293,10 @@ def test_everything_has_a_name_and_a_role(page: Page) -> None:
 def test_it_is_served_until_it_is_interrupted(browser: Page, tmp_path: Path) -> None:
     append(tmp_path / "results.jsonl", published())  # type: ignore[arg-type]
     command = [sys.executable, "-m", "mpeval", "leaderboard", "serve", "--store", str(tmp_path / "results.jsonl")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    heeding = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # which a shell's background job does not
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heeding
+    ) as process:
         assert process.stdout
         assert process.stderr
         try:
@@ -277,10 +308,11 @@ def test_it_is_served_until_it_is_interrupted(browser: Page, tmp_path: Path) -> 
             assert values(browser) == BOARDS
             assert browser.console == []
             assert set(browser.requests) <= {address, "about:blank"}
-        finally:
             process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 0
-        assert process.stderr.read() == ""
+            assert process.wait(60) == 0
+            assert process.stderr.read() == ""
+        finally:
+            process.kill()
 
 
 def test_a_store_that_is_not_there_is_not_served(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 from ranks import RankError, run_ranks
 
+from mpeval import launch
 from mpeval.parallel import host
 from mpeval.parallel.group import Group
 from mpeval.parallel.ops import all_reduced
@@ -172,3 +174,63 @@ def _says_who_left(group: Group) -> str:
 
 def test_a_broken_pipe_is_an_error_and_no_wait() -> None:
     assert run_ranks(_says_who_left, 2) == [host.ENDED, "left"]
+
+
+@pytest.mark.parametrize("reading", [True, False])
+def test_a_rank_that_cannot_open_a_pipe_sends_all_to_gloo(
+    reading: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = os.open
+
+    def refused(path: Any, flags: int, *rest: Any, **more: Any) -> int:
+        if Path(path).name == ("0-1" if reading else "1-0") and torch.distributed.get_rank() == 1:
+            raise PermissionError(13, "Permission denied")
+        return opened(path, flags, *rest, **more)
+
+    def work(group: Group) -> tuple[tuple[bool, float], int]:
+        gc.collect()
+        return _sum_and_state(group), sum(map(_is_pipe, os.listdir("/proc/self/fd")))
+
+    monkeypatch.setattr(host, "PLACE", tmp_path)
+    monkeypatch.setattr(os, "open", refused)
+    assert run_ranks(work, 2) == [((True, 2.0), 0)] * 2
+    assert not list(tmp_path.iterdir())
+
+
+def _is_pipe(number: str) -> bool:
+    """Tell whether an open file is one of ours."""
+    try:
+        return os.readlink(f"/proc/self/fd/{number}").partition(" ")[0].endswith(("/0-1", "/1-0"))
+    except OSError:
+        return False
+
+
+def _of_parameters(group: Group) -> list[Any]:
+    x = torch.ones(10_000, requires_grad=True)
+    for _ in range(3):
+        total = all_reduced(x, group.tp)
+    assert group.tp.memory is not None
+    return [total.requires_grad, float(total.mean()), any(slot.requires_grad for slot in group.tp.memory.slots[0])]
+
+
+def test_what_needs_gradients_leaves_none_in_the_memory() -> None:
+    assert run_ranks(_of_parameters, 2) == [[False, 2.0, False]] * 2
+
+
+def _again_and_again(group: Group) -> tuple[float, int]:
+    for _ in range(5):
+        another = Group.create(tp=2, dp=2)
+        total = float(all_reduced(torch.full((10_000,), 1.0 + group.world.rank), another.tp).mean())
+        del another
+    gc.collect()
+    return total, sum(map(_is_pipe, os.listdir("/proc/self/fd")))
+
+
+def test_groups_side_by_side_are_apart_and_close_what_they_opened() -> None:
+    assert run_ranks(_again_and_again, 4, tp=2) == [(3.0, 2), (3.0, 2), (7.0, 2), (7.0, 2)]
+
+
+def test_the_end_of_another_rank_is_told_as_gloos_is() -> None:
+    world = launch.World(rank=1, ranks=2, local_rank=1, local_ranks=2, address="x")
+    said = launch.describe(RuntimeError(host.ENDED), world)
+    assert said == "rank 1 of 2 lost its connection to another rank, which died without a word\n"

@@ -14,9 +14,10 @@ from boarding import measured, megatron, published, the_boards
 from mpeval.errors import DataError, MpevalError, OutputError, UsageError
 from mpeval.leaderboard.boards import boards
 from mpeval.leaderboard.exports import delimited, eee, harness, hub, latex, papers, table_json
+from mpeval.leaderboard.exports.export import seconds
 from mpeval.leaderboard.exports.latex import best_group
 from mpeval.leaderboard.markdown import BEGIN, END, replace_between_markers, with_boards
-from mpeval.leaderboard.pages import FORMATS, publish
+from mpeval.leaderboard.pages import FORMATS, check, of_models, publish
 from mpeval.leaderboard.reported import ReportedModel
 from mpeval.leaderboard.store import append
 from mpeval.results import Metric
@@ -248,6 +249,18 @@ def test_an_evaluation_has_one_id_whenever_it_is_published() -> None:
     assert eee.document(early)["evaluation_id"] != eee.document(measured(0.46))["evaluation_id"]
 
 
+def test_a_moment_without_a_zone_is_one_of_utc_everywhere() -> None:
+    assert seconds("2026-01-02T03:04:05") == seconds("2026-01-02T03:04:05Z") == seconds("2026-01-02T04:04:05+01:00")
+
+
+def test_very_large_numbers_have_a_power_of_ten_in_latex() -> None:
+    huge = Metric(name="word_perplexity", value=1.5e300, unit="perplexity", direction="min", stderr=2.5e298)
+    (board,) = boards([measured(metric=huge, other_metrics=[])])
+    text = latex.export([board], siunitx=True).files["leaderboard.tex"]
+    assert "& 1.50(2)e300 &" in text
+    assert max(map(len, text.splitlines())) < 300
+
+
 def test_a_time_that_is_none_is_an_error_and_not_a_crash() -> None:
     with pytest.raises(DataError, match="a record has the time `yesterday`"):
         eee.export(boards([measured(created_at="yesterday")]))
@@ -265,6 +278,12 @@ def test_the_best_and_all_that_cannot_be_told_from_it_are_bold(values: tuple[flo
     assert [row.entry.model.name for board in made for row in best_group(board)] == bold
     text = latex.export(made).files["leaderboard.tex"]
     assert [name for name in "012" if rf"\textbf{{{name}}}" in text] == bold
+
+
+def test_the_rows_of_one_model_are_bold_only_where_it_may_be_the_best() -> None:
+    made = boards([measured(value, name=name, digest=name) for value, name in ((0.5, "a"), (0.49, "b"), (0.4, "c"))])
+    assert [row.entry.model.name for board in of_models(made, ["b"]) for row in best_group(board)] == ["b"]
+    assert not [row for board in of_models(made, ["c"]) for row in best_group(board)]
 
 
 def test_without_intervals_only_the_best_value_is_bold() -> None:
@@ -293,6 +312,16 @@ def test_every_format_is_of_the_same_bytes_twice_and_whatever_the_order_of_lines
         *("README.md", "index.html", "leaderboard.csv", "leaderboard.tex", "leaderboard.json", "eee", "lm-eval"),
         *("evaluation-tables.json", "evaluation-tables.sidecar.json", "model-index.yaml", "eval-results.yaml"),
     }
+
+
+def test_every_format_that_was_just_published_is_up_to_date(tmp_path: Path) -> None:
+    append(tmp_path / "s.jsonl", [*megatron(), measured(0.45, name="two\nlines")])
+    paths = publish([tmp_path / "s.jsonl"], tmp_path / "out", list(FORMATS))
+    assert check([tmp_path / "s.jsonl"], tmp_path / "out", list(FORMATS)) == paths
+    path = tmp_path / "out" / "leaderboard.csv"
+    path.write_bytes(path.read_bytes().replace(b"\r\n", b"\n"))
+    with pytest.raises(DataError, match=r"leaderboard\.csv` is not made of the records"):
+        check([tmp_path / "s.jsonl"], tmp_path / "out", ["csv"])
 
 
 def test_files_of_records_that_are_gone_go_too_and_nobody_elses(tmp_path: Path) -> None:

@@ -32,6 +32,9 @@ HOSTILE = {
     "at": "@SUM(A1)",
     "tab": "\t=1",
     "return": "\r=1",
+    "feed": "\n=1",
+    "wide": "\uff1d1+1",
+    "address": "https://example.org/x WWW.example.org ~~x~~ $x$",
     "turned": "abc\u202edcb\u200f\u2067x",
     "long": "x" * 200,
     "newline": "two\nlines\r\nthree",
@@ -74,10 +77,11 @@ def test_csv_gives_the_names_back(text: str) -> None:
     made = delimited.export(hostile_boards(text)).files["leaderboard.csv"]
     rows = list(csv.DictReader(io.StringIO(made, newline=""), strict=True))
     assert len(rows) == 5
-    guarded = "'" + text if text[0] in "=+-@\t\r" else text
+    guarded = "'" + text if text[0] in "=+-@\t\r\n\uff1d" else text
     assert {row["model"] for row in rows} == {guarded}
     assert {row["source"] for row in rows} == {"", guarded}
-    assert not any(cell.startswith(("=", "+", "@", "-", "\t", "\r")) for row in rows for cell in row.values())
+    begins = ("=", "+", "@", "-", "\t", "\r", "\n", "\uff1d")
+    assert not any(cell.startswith(begins) for row in rows for cell in row.values())
     assert all(None not in row and None not in row.values() for row in rows)
 
 
@@ -138,6 +142,7 @@ def test_markdown_keeps_its_shape(text: str) -> None:
     assert len(hostile.splitlines()) == len(plain.splitlines())
     assert not TURNING.search(hostile)
     assert "<" not in hostile
+    assert not re.search(r"www\.|(?<!\\)(://|[~$])", hostile, re.IGNORECASE)
     for ours, theirs in zip(hostile.splitlines(), plain.splitlines(), strict=True):
         assert len(re.split(r"(?<!\\)\|", ours)) == len(re.split(r"(?<!\\)\|", theirs))
 

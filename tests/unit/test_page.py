@@ -22,7 +22,7 @@ from mpeval.leaderboard.charts import FEWEST, MOST_CHARTS, charts
 from mpeval.leaderboard.page import html, policy
 from mpeval.leaderboard.records import Record
 from mpeval.leaderboard.reported import Reported, ReportedModel, Source, reported
-from mpeval.leaderboard.serve import server
+from mpeval.leaderboard.serve import _names, server
 from mpeval.leaderboard.svg import inlined
 
 RIGHT_TO_LEFT = "\u202emodel\u200f"
@@ -246,8 +246,14 @@ def test_an_unknown_benchmark_has_a_place_too() -> None:
     assert not {"n", "interval"} & page.details[0].keys()
 
 
-def test_parameters_are_in_millions_or_billions() -> None:
-    for parameters, text in ((4_273_664, "4.3M"), (354_871_296, "354.9M"), (8.3e9, "8.3B"), (530e9, "530B")):
+def test_parameters_are_in_thousands_millions_or_billions() -> None:
+    for parameters, text in (
+        (20_480, "20.5K"),
+        (4_273_664, "4.3M"),
+        (354_871_296, "354.9M"),
+        (8.3e9, "8.3B"),
+        (530e9, "530B"),
+    ):
         (row,) = Page(page_of(published(parameters=parameters))).rows
         assert dict(row)["Parameters"] == text
 
@@ -385,6 +391,25 @@ def test_nothing_else_is_served(path: str) -> None:
 def test_only_who_asks_for_this_machine_is_answered() -> None:
     assert answer("/", host="example.org")[0] == 421
     assert answer("/", host="127.0.0.1:1")[0] == 421
+
+
+def test_browsers_leave_out_the_usual_port() -> None:
+    assert "127.0.0.1" in _names(("127.0.0.1", 80))
+    assert _names(("127.0.0.1", 8080)) == {"127.0.0.1:8080", "localhost:8080"}
+
+
+@pytest.mark.parametrize(("error", "said"), [(ConnectionResetError, ""), (ValueError, "ValueError")])
+def test_a_browser_that_goes_away_is_not_worth_a_word(
+    error: type[Exception], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with server("", 0) as bound:
+        try:
+            raise error
+        except error:
+            bound.handle_error(None, ("127.0.0.1", 1))  # type: ignore[arg-type]
+    found = capsys.readouterr().err
+    assert said in found
+    assert bool(found) is bool(said)
 
 
 def test_a_taken_port_is_refused() -> None:

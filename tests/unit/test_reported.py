@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
+from boarding import megatron
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from recorded import record
 from scipy.stats import binomtest
 
 from mpeval.errors import DataError
+from mpeval.leaderboard.entries import canonical
 from mpeval.leaderboard.reported import Reported, ReportedModel, Source, attainable, reported, reported_metric
+from mpeval.leaderboard.store import read
 
 
 def number(printed: str = "61.73", **changes: Any) -> Reported:
@@ -137,5 +140,21 @@ def test_a_source_has_a_date_of_the_calendar_or_none() -> None:
         Source(title="A paper", url="https://example.org", locator="Table 1", date="2020-02-30")
 
 
-def test_a_record_of_no_moment_has_no_date() -> None:
-    assert [record(created_at=moment).date for moment in ("2026-01-02T03:04:05Z", "yesterday")] == ["2026-01-02", ""]
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"printed": r"\\input{x}"}, "which is no plain number"),
+        ({"printed": "66.51 %"}, "which is no plain number"),
+        ({"printed": "\u0666"}, "which is no plain number"),
+        ({"printed_others": {"accuracy_high": "$90$"}}, "which is no plain number"),
+        ({"printed_others": {}}, "it is not said how accuracy_high is printed"),
+    ],
+)
+def test_a_line_of_what_is_no_printed_number_is_damaged(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+    (line,) = [one for one in megatron() if one.other_metrics]
+    line = line.model_copy(update={"other_metrics": line.other_metrics[1:]} | changes)
+    path = tmp_path / "store.jsonl"
+    path.write_text(canonical({**line.document(), "record_id": line.identity()}) + "\n")
+    with pytest.raises(DataError, match="line 1 is no record") as raised:
+        read(path)
+    assert said in str(raised.value.__cause__)

@@ -19,8 +19,8 @@ COLUMNS = (
     *("family", "parameters", "iteration", "shots", "dtype", "tp", "dp", "flags", "date", "source", "locator", "url"),
     *("note", "checkpoint", "data", "command", "mpeval_version", "rank_best", "rank_worst", "exact_low", "exact_high"),
 )
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""Beginnings of a cell that a spreadsheet would compute."""
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""Beginnings of a cell that a spreadsheet would compute, some also in their wide forms."""
 
 
 def export(content: Sequence[Board]) -> Export:

@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from mpeval.errors import DataError, shown
@@ -89,13 +89,14 @@ def hub_of(entry: Number) -> HubSource | None:
 
 
 def seconds(moment: str) -> float:
-    """Return an ISO 8601 moment as seconds since 1970.
+    """Return an ISO 8601 moment, in UTC if it does not say, as seconds since 1970.
 
     Raises:
         DataError: it is none.
     """
     try:
-        return datetime.fromisoformat(moment).timestamp()
+        found = datetime.fromisoformat(moment)
+        return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
     except ValueError as error:
         raise DataError(
             f"a record has the time `{shown(moment)}`", "mend or retract the record: times are ISO 8601"

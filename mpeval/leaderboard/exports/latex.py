@@ -14,7 +14,9 @@ from mpeval.results import Metric
 COLUMNS = ("rank", "model", "kind", "parameters", "value", "interval", "n", "shots", "flags", "source")
 """Those that a page has room for, beside other scores of the board; whatever is empty in all rows is left out."""
 RIGHT = {"rank", "parameters", "value", "n"}
-RULE = r"Bold: the best value and every one whose 95\,\% interval overlaps that of the best."
+LONG = 1e9
+"""Larger numbers are written with a power of ten."""
+RULE = r"Bold: every value whose rank may be 1, since no other's 95\,\% interval lies beyond its own."
 
 
 def export(content: Sequence[Board], *, siunitx: bool = False) -> Export:
@@ -39,20 +41,8 @@ def export(content: Sequence[Board], *, siunitx: bool = False) -> Export:
 
 
 def best_group(board: Board) -> list[Row]:
-    """Return the best row and all ranked ones that cannot be told from it: their 95 % intervals overlap.
-
-    A row without an interval is told from the best by any difference.
-    """
-    ranked = [row for row in board.rows if row.rank is not None]
-    return [row for row in ranked if _overlap(row.entry.metric, ranked[0].entry.metric)]
-
-
-def _overlap(one: Metric, best: Metric) -> bool:
-    if one.value == best.value:
-        return True
-    if one.low is None or one.high is None or best.low is None or best.high is None:
-        return False
-    return one.low <= best.high and best.low <= one.high
+    """Return the rows whose rank may be 1 among all of the board, those that are not shown too."""
+    return [row for row in board.rows if row.ranks and row.ranks[0] == 1]
 
 
 def _table(board: Board, label: str, siunitx: bool) -> Iterator[str]:
@@ -131,7 +121,8 @@ def _with_error(row: Row, metric: Metric) -> str:
     value, error = scaled(metric.value, metric), scaled(metric.stderr, metric)
     assert value is not None
     if not text:
-        text = f"{value:.{2 if abs(value) < 1000 else 0}f}"
-    decimals = len(text.partition(".")[2])
-    units = round(error * 10**decimals) if error else 0
-    return f"{text}({units})" if units else text
+        text = f"{value:.2e}" if abs(value) >= LONG else f"{value:.{2 if abs(value) < 1000 else 0}f}"
+    digits, _, power = text.partition("e")
+    decimals = len(digits.partition(".")[2]) - int(power or 0)
+    units = round(error * 10.0**decimals) if error else 0
+    return digits + (f"({units})" if units else "") + (f"e{int(power)}" if power else "")
