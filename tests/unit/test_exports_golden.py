@@ -79,8 +79,8 @@ LATEX = rf"""% Made by `mpeval leaderboard publish`; needs \usepackage{{booktabs
 
 \begin{{table}}
   \centering
-  \caption{{RACE test: accuracy, higher is better; protocol race/megatron. Bold: every value whose rank may be 1, since @@
-no other's 95\,\% interval lies beyond its own.}}
+  \caption{{RACE test: accuracy, higher is better; protocol race/megatron. Bold: every value whose @@
+rank may be 1, since no other's 95\,\% interval lies beyond its own.}}
   \label{{tab:race-test-race-megatron-accuracy}}
   \footnotesize\setlength{{\tabcolsep}}{{4pt}}
   \begin{{tabular}}{{rllrlrrrll}}

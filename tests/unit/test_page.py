@@ -247,13 +247,8 @@ def test_an_unknown_benchmark_has_a_place_too() -> None:
 
 
 def test_parameters_are_in_thousands_millions_or_billions() -> None:
-    for parameters, text in (
-        (20_480, "20.5K"),
-        (4_273_664, "4.3M"),
-        (354_871_296, "354.9M"),
-        (8.3e9, "8.3B"),
-        (530e9, "530B"),
-    ):
+    sizes = {20_480: "20.5K", 4_273_664: "4.3M", 354_871_296: "354.9M", 8.3e9: "8.3B", 530e9: "530B"}
+    for parameters, text in sizes.items():
         (row,) = Page(page_of(published(parameters=parameters))).rows
         assert dict(row)["Parameters"] == text
 
