@@ -73,6 +73,11 @@ def append(path: Path, lines: Sequence[Line], option: str = "--record") -> int:
                 os.fsync(file.fileno())
     except OSError as error:
         raise unwritable(path, error, option) from error
+    except UnicodeEncodeError as error:  # as the names of files may be that nobody wrote in UTF-8
+        raise DataError(
+            f"a record has a text that is no Unicode: {error.object[max(0, error.start - 30) : error.end]!a}",
+            "rename the file, then `mpeval leaderboard add` the run",
+        ) from error
     return len(new)
 
 
@@ -224,9 +229,10 @@ def _parse(text: bytes, path: Path, number: int) -> Line:
         raw = json.loads(decoded)
         code = "schema" if raw.get("schema") not in {None, Line.model_fields["schema_"].default} else "record"
         line = KINDS[raw["kind"]](schema_=raw.pop("schema"), **raw)
+        identity = line.identity()
     except (ValueError, ValidationError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedLine(f"`{path}` line {number} is no record: {_reason(error)}", code) from error
-    if line.record_id != line.identity():
+    if line.record_id != identity:
         raise DamagedLine(f"`{path}` line {number} was changed after it was written", "changed")
     return line
 

@@ -48,6 +48,9 @@ def recount(card: Card, protocol: Protocol, lines: Sequence[Predicted], data: Da
     for line in lines:
         if card.kind != "perplexity" and not _is_target(line.sample.get("target"), card.kind):
             raise DataError(f"{line.where} (`{line.id}`) has no `target`", _DAMAGED)
+        for key in ("passage", "group"):
+            if not isinstance(line.sample.get(key, ""), str):
+                raise DataError(f"{line.where} (`{line.id}`) has no text as its `{key}`", _DAMAGED)
     try:
         if card.kind in KINDS:
             return _questions(card, protocol, lines, data, partial=partial)

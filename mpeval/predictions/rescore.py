@@ -164,6 +164,8 @@ def check_span(line: Predicted, answers: Sequence[str], protocol: Protocol) -> N
     text = line.sample.get("prediction")
     if not isinstance(text, str):
         raise DataError(f"{line.where} (`{line.id}`) has no text as its prediction", "evaluate the model again")
+    if not answers and protocol.id == "squad/v1":  # whose questions all have one
+        raise DataError(f"{line.where} (`{line.id}`) has no right answer", _OTHER_DATA)
     exact, f1 = SCORES[protocol.id](text, answers)
     for key, value in (("exact", exact), ("f1", f1), ("correct", bool(exact))):
         if line.sample.get(key) != value:

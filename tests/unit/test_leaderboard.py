@@ -211,6 +211,18 @@ def test_a_store_that_cannot_be_written_is_an_output_error(tmp_path: Path) -> No
         append(tmp_path / "file" / "results.jsonl", [record()])
 
 
+def test_a_text_that_is_no_unicode_is_neither_written_nor_read(tmp_path: Path) -> None:
+    store = tmp_path / "results.jsonl"
+    append(store, [record()])
+    before = store.read_bytes()
+    with pytest.raises(DataError, match=r"no Unicode: .*\\udcff"):
+        append(store, [record(0.5, path="models/\udcff")])
+    assert store.read_bytes() == before
+    store.write_bytes(before.replace(b'runs/gpt-345m"', b'runs/\\udcff"'))
+    with pytest.raises(DataError, match="line 1 is no record"):
+        read(store)
+
+
 def test_a_name_that_is_too_long_is_no_traceback(tmp_path: Path) -> None:
     store = tmp_path / ("x" * 300)
     with pytest.raises(DataError, match="File name too long"):

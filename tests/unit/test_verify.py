@@ -434,6 +434,21 @@ def test_a_target_is_what_the_task_asks_for(task: str, target: Any) -> None:
         recount(card, card.protocols[0], [line], None, partial=False)
 
 
+def test_a_question_of_squad_1_has_an_answer() -> None:
+    card = load_card("squad")
+    line = Predicted(sample={"task": "squad/v1", "id": "q", "target": [], "prediction": ""}, where="`f` line 1")
+    with pytest.raises(DataError, match="has no right answer"):
+        recount(card, card.protocol("v1"), [line], None, partial=False)
+
+
+@pytest.mark.parametrize("key", ["passage", "group"])
+def test_a_group_is_a_text(key: str) -> None:
+    card = load_card("race")
+    line = Predicted(sample={"task": "race/megatron", "id": "1", "target": 1, key: math.nan}, where="`f` line 1")
+    with pytest.raises(DataError, match=f"has no text as its `{key}`"):
+        recount(card, card.protocol("megatron"), [line], None, partial=False)
+
+
 def test_no_samples_are_no_score() -> None:
     card = load_card("lambada")
     with pytest.raises(DataError, match="there are no samples"):
