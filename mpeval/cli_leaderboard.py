@@ -89,22 +89,38 @@ def leaderboard_publish(
 @leaderboard_app.command("compare")
 def leaderboard_compare(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN RUN...", help="Output folders of `mpeval evaluate`, or samples.jsonl.")
+        list[str],
+        typer.Argument(
+            metavar="RUN RUN...", help="Output folders of `mpeval evaluate`, files of samples, or ids of records."
+        ),
     ],
     protocol: Annotated[
-        list[str] | None, typer.Option("--protocol", help="Compare only under TASK/PROTOCOL, or those of TASK.")
+        list[str] | None, typer.Option("--protocol", help="Compare runs only under TASK/PROTOCOL, or those of TASK.")
     ] = None,
+    store: StoresOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Test whether runs differ, item by item, under every protocol that both of a pair have.
 
     Items are joined by id, and runs on other items, data or versions of a protocol are refused. Differences of accuracy
     have errors clustered by passage, ratios of perplexity those of documents; Holm's correction is for all rows.
+
+    Records are compared by their samples too, or by their error bars where one has none, as what others published.
     """
-    from mpeval.leaderboard import versus
+    from mpeval.errors import UsageError
+    from mpeval.leaderboard import apart, versus
+    from mpeval.leaderboard.store import default_stores
 
     command = shlex.join(["mpeval", *sys.argv[1:]])
-    versus.run(versus.Options(runs=tuple(runs), protocols=tuple(protocol or ()), json=as_json, command=command))
+    if apart.are_records(runs):
+        if protocol:
+            raise UsageError("a record is of one protocol", "leave out `--protocol`")
+        apart.run(runs, store or default_stores(), json=as_json, command=command)
+        return
+    if store:
+        raise UsageError("`--store` is about ids of records", "leave it out, or give ids in the place of paths")
+    paths = tuple(Path(run) for run in runs)
+    versus.run(versus.Options(runs=paths, protocols=tuple(protocol or ()), json=as_json, command=command))
 
 
 @leaderboard_app.command("power")

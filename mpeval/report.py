@@ -273,7 +273,7 @@ def _compared(item: Verdict, letters: Mapping[str, str]) -> list[str]:
     found = item.comparison
     if isinstance(found, Comparison):
         difference, interval = f"{100 * found.difference:+.2f} points", _points(found)
-        alone = f"{found.only_first:,} : {found.only_second:,}\n{_p_value(found.mcnemar)}"
+        alone = f"{found.only_first:,} : {found.only_second:,}\n{show_p_value(found.mcnemar)}"
     else:
         difference, alone = f"x {_times(found.ratio)}", ""
         interval = "" if found.low is None or found.high is None else f"{_times(found.low)} to {_times(found.high)}"
@@ -283,7 +283,7 @@ def _compared(item: Verdict, letters: Mapping[str, str]) -> list[str]:
         f"{letters[found.first]} {'-' if isinstance(found, Comparison) else '/'} {letters[found.second]}",
         f"{found.n:,}\n{found.clusters:,}",
         f"{difference}\n{interval}",
-        f"{_p_value(found.p_value)}\n{_p_value(found.p_value_holm)}",
+        f"{show_p_value(found.p_value)}\n{show_p_value(found.p_value_holm)}",
         alone,
         "" if found.correlation is None else f"{found.correlation:.2f}",
         shown if item.better is None else f"{letters[item.better]} better",
@@ -318,10 +318,10 @@ def _difference(item: Comparison) -> list[str]:
         item.second,
         f"{100 * item.difference:+.2f} points",
         _points(item),
-        _p_value(item.p_value),
-        _p_value(item.p_value_holm),
+        show_p_value(item.p_value),
+        show_p_value(item.p_value_holm),
         f"{item.only_first:,} : {item.only_second:,}",
-        _p_value(item.mcnemar),
+        show_p_value(item.mcnemar),
     ]
 
 
@@ -329,7 +329,8 @@ def _points(item: Comparison) -> str:
     return "" if item.low is None or item.high is None else f"{100 * item.low:+.2f} to {100 * item.high:+.2f}"
 
 
-def _p_value(value: float | None) -> str:
+def show_p_value(value: float | None) -> str:
+    """Return a p-value, small ones by their power of ten; empty for none."""
     if value is None:
         return ""
     return f"{value:.3f}" if value >= 1e-3 else f"{value:.1e}"

@@ -100,7 +100,7 @@ OPTIONS: dict[str, set[str]] = {
         *("--store", "--output", "--format", "--siunitx", "--model", "--readme", "--push-to-hub", "--check", "--help"),
     },
     "leaderboard serve": {"--store", "--port", "--help"},
-    "leaderboard compare": {"--protocol", "--json", "--help"},
+    "leaderboard compare": {"--protocol", "--store", "--json", "--help"},
     "leaderboard power": {"--protocol", "--n", "--accuracy", "--effect", "--correlation", "--power", "--help"},
     "leaderboard add": {"--store", "--help"},
     "leaderboard retract": {"--reason", "--store", "--help"},

@@ -126,7 +126,7 @@ def test_power_of_any_number_of_items(capsys: pytest.CaptureFixture[str]) -> Non
         ("power --protocol nothing", "no task `nothing`"),
         ("power --protocol race/nothing", "task `race` has no protocol `nothing`"),
         ("power --protocol wikitext103/megatron", "`wikitext103/megatron` measures adjusted perplexity"),
-        ("power --n 1", "1 items resolve nothing"),
+        ("power --n 1", "of 1 items nothing can be said"),
         ("power --n 100 --effect 0", "an effect of 0 points"),
         ("power --n 100 --accuracy 70", "`--accuracy 70` is out of range"),
         ("compare poor", "1 run has nothing to be compared with"),
