@@ -169,7 +169,7 @@ def _row(number: Number, place: int, ranks: tuple[int, int] | None) -> Row:
         "parameters": _size(model.parameters) if model.parameters else "",
         "interval": show_interval(number.metric),
         "n": f"{number.n:,}" if number.n else "",
-        "flags": ", ".join(number.flags),
+        "flags": ", ".join([*number.flags, *_version(number)]),
         "date": number.date,
     }
     own = _measured(number) if isinstance(number, Record) else _reported(number)
@@ -180,6 +180,12 @@ def _size(parameters: float) -> str:
     if parameters < 1e5:
         return f"{parameters / 1e3:,.3g}K"
     return f"{parameters / 1e6:,.1f}M" if parameters < 1e9 else f"{parameters / 1e9:,.4g}B"
+
+
+def _version(number: Number) -> Iterator[str]:
+    """Yield what stands with the flags of a number by an older version of its protocol."""
+    if isinstance(number, Record) and number.outdated:
+        yield f"protocol-version-{number.protocol_version}"
 
 
 def _measured(record: Record) -> dict[str, str]:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from mpeval.leaderboard.entries import Entry
+from mpeval.leaderboard.published import card_of
 from mpeval.leaderboard.samples import samples_info
 from mpeval.results import (
     CheckpointInfo,
@@ -55,6 +56,18 @@ class Record(Entry):
     def mark(self) -> str:
         """The weights' digest."""
         return self.model.digest
+
+    @property
+    def outdated(self) -> bool:
+        """Whether the protocol has another version by now, whose numbers these may not stand beside."""
+        card = card_of(self.task) if self.harness is None else None
+        known = {protocol.id: protocol.version for protocol in card.protocols} if card else {}
+        return known.get(self.protocol, self.protocol_version) != self.protocol_version
+
+    @property
+    def ranked(self) -> bool:
+        """Whether the number may stand beside others of its protocol."""
+        return super().ranked and not self.outdated
 
     @property
     def slot(self) -> tuple[Any, ...]:

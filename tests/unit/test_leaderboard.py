@@ -466,6 +466,14 @@ def test_a_rank_is_a_range_where_intervals_overlap() -> None:
     assert names_and_ranks([*records, flagged]) == [("a", "1-2"), ("b", "1-2"), ("c", "3"), ("d", "4"), ("e", "-")]
 
 
+def test_a_number_by_another_version_of_the_protocol_is_shown_but_not_ranked() -> None:
+    old = record(0.99, name="old", protocol_version="0")
+    (board,) = boards([old, record(0.4, name="a")])
+    assert [(row.cells["model"], row.cells["rank"]) for row in board.rows] == [("a", "1"), ("old", "-")]
+    assert [row.cells["flags"] for row in board.rows] == ["", "protocol-version-0"]
+    assert record(0.99, protocol="lambada/unknown", protocol_version="0").ranked
+
+
 def test_flagged_records_are_in_order_among_themselves() -> None:
     records = [record(value, name=name, flags=["partial"]) for value, name in ((0.1, "low"), (0.8, "high"))]
     assert names_and_ranks(records) == [("high", "-"), ("low", "-")]
