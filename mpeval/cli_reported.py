@@ -96,6 +96,10 @@ def leaderboard_import(
 
     What is odd is kept and flagged; left out is only what is no number, or has no model or no source. Importing a file
     again adds nothing.
+
+    A csv has the columns task, protocol, split, metric, value and model, and may have title, n, others (more metrics,
+    NAME=VALUE/N between semicolons), family, parameters, shots, flags, source, url, locator, date, evidence, quote and
+    note, as the project's own leaderboard/published.csv has.
     """
     from mpeval.errors import UsageError
     from mpeval.leaderboard.importing.pipeline import Options, run
