@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from recorded import record
+
 from mpeval.leaderboard.boards import Board, boards
 from mpeval.leaderboard.records import Record
 from mpeval.leaderboard.reported import Reported, ReportedModel, Source, Unit, reported
-from mpeval.results import CheckpointInfo, DataInfo, Layout, Metric
+from mpeval.results import DataInfo, Metric
 
 TITLE = "Megatron-LM: Training Multi-Billion Parameter Language Models Using Model Parallelism"
 URL = "https://arxiv.org/abs/1909.08053v4"
@@ -62,20 +64,6 @@ def megatron() -> list[Reported]:
 
 def measured(value: float = 0.45, **changes: Any) -> Record:
     """Return a measured accuracy on LAMBADA; `name` and `digest` are those of its checkpoint."""
-    model = {
-        "name": "gpt-345m",
-        "path": "runs/gpt-345m",
-        "digest": "sha256:aa",
-        "format": "megatron-core",
-        "version": 3.0,
-        "iteration": 500000,
-        "grid": (2, 1),
-        "parameters": 354_871_296,
-        "gelu": "tanh",
-        "vocab": 50257,
-        "padded_vocab": 50304,
-    }
-    model |= {key: changes.pop(key) for key in list(changes) if key in model}
     metric = Metric(
         name="accuracy",
         value=value,
@@ -89,30 +77,8 @@ def measured(value: float = 0.45, **changes: Any) -> Record:
     perplexity = Metric(
         name="target_perplexity", value=12.3456789, unit="perplexity", direction="min", stderr=0.5, low=11.4, high=13.3
     )
-    fields: dict[str, Any] = {
-        "created_at": "2026-01-02T03:04:05Z",
-        "task": "lambada",
-        "title": "LAMBADA",
-        "protocol": "lambada/megatron-strict",
-        "protocol_version": "1",
-        "metric": metric,
-        "other_metrics": [perplexity],
-        "n": 5153,
-        "n_correct": 2319,
-        "flags": [],
-        "model": CheckpointInfo(**model),
-        "data": DataInfo(source="x.jsonl", digest="sha256:dd", rows_expected=5153),
-        "tokenizer_digest": "sha256:tt",
-        "layout": Layout(tp=2, dp=1),
-        "dtype": "float32",
-        "device": "cpu",
-        "seconds": 10.5,
-        "tokens_per_second": 1234.5,
-        "command": "mpeval evaluate x --task lambada",
-        "mpeval_version": "0.1.0",
-        "torch_version": "2.13.0",
-    }
-    return Record(**fields | changes)
+    data = DataInfo(source="x.jsonl", digest="sha256:dd", rows_expected=5153)
+    return record(**{"metric": metric, "other_metrics": [perplexity], "data": data} | changes)
 
 
 def the_boards() -> list[Board]:
